@@ -1,0 +1,45 @@
+"""Everything before a tensor reaches a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from mink_decouple.config import DataConfig
+from mink_decouple.data.classes import Classes
+from mink_decouple.data.cloud import PointCloud
+
+
+class Dataset(Protocol):
+    """Scenes with labels as train ids."""
+
+    @property
+    def classes(self) -> Classes:
+        """The classes in train-id order."""
+
+    def scenes(self, split: str) -> list[str]:
+        """Names of the scenes of a split; ValueError for an unknown or empty one."""
+
+    def load(self, name: str) -> PointCloud:
+        """One scene; its labels are train ids with -1 ignored, or None."""
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The dataset that a configuration names.
+
+    Raises:
+        ValueError: a folder dataset without `data.root`.
+        FileNotFoundError: the folder or its classes file is missing.
+    """
+    if config.dataset == "synthetic":
+        from mink_decouple.data.synthetic import SyntheticBuildings
+
+        s = config.synthetic
+        return SyntheticBuildings(
+            areas=s.areas, rooms_per_area=s.rooms_per_area, points_per_room=s.points_per_room, seed=s.seed
+        )
+    from mink_decouple.data.folder import FolderDataset
+
+    if config.root is None:
+        raise ValueError("data.root: not set; a folder dataset needs the folder of its clouds, for example --set data.root=DIR")
+    return FolderDataset(Path(config.root), classes=config.classes, splits=config.splits)

@@ -1,0 +1,180 @@
+"""The command line: `mink-decouple {train,evaluate,labels}`, and the scripts of tools/ over the same functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mink_decouple import __version__
+
+if TYPE_CHECKING:
+    from mink_decouple.config import Config
+    from mink_decouple.engine.train import Result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; the exit code is 0, 2 for a user's error, 1 for a failed run, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="mink-decouple", description="Segment point clouds from very few labels.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (configure, run) in COMMANDS.items():
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        configure(sub)
+        sub.set_defaults(run=run)
+    return guarded(parser.parse_args(argv))
+
+
+def tool(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command as a script of its own."""
+    configure, run = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"{name}.py", description=run.__doc__)
+    configure(parser)
+    parser.set_defaults(run=run)
+    return guarded(parser.parse_args(argv))
+
+
+def guarded(args: argparse.Namespace) -> int:
+    """Run, turning a user's error into clear lines and exit code 2."""
+    from mink_decouple.engine.optim import Diverged
+
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; continue a training with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train with a label budget, score on every raw point, and write the run folder."""
+    from mink_decouple.engine.runtime import choose_device, keep_freed_memory
+    from mink_decouple.engine.train import Trainer
+
+    device = choose_device(args.device)
+    config = _config(args)
+    if args.resume and args.output is None:
+        raise ValueError("--resume: needs --output, the folder of the run to continue")
+    if device.type == "cpu":
+        keep_freed_memory()
+    output = args.output or _free_folder(config)
+    print(f"run folder: {output}", flush=True)
+    _present(Trainer(config, output, device, resume=args.resume).run(), output)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score a checkpoint on every raw point of the evaluation split and write metrics.json."""
+    from mink_decouple.engine.evaluate import evaluate_checkpoint
+    from mink_decouple.engine.runtime import choose_device
+
+    output = args.output or args.checkpoint.parent.parent / "evaluation"
+    evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, choose_device(args.device))
+    print(f"wrote {output / 'metrics.json'}")
+
+
+def labels(args: argparse.Namespace) -> None:
+    """Draw a label budget once and keep it as a file for any number of runs."""
+    from mink_decouple.data.budget import describe
+    from mink_decouple.engine.scenes import load_split, open_dataset, training_labels
+
+    config = _config(args)
+    if args.output.exists():
+        raise ValueError(f"{args.output}: exists; label files are not overwritten, choose another --output")
+    dataset = open_dataset(config)
+    drawn = training_labels(config, dataset, load_split(config, dataset, "train"))
+    drawn.save(args.output)
+    print(f"{describe(drawn)}\nwrote {args.output}")
+
+
+def _present(result: Result, output: Path) -> None:
+    """The table on the terminal and the picture of one scene."""
+    from mink_decouple.metrics import table
+    from mink_decouple.report.figures import room_picture
+
+    print(table(result.classes.names, result.matrices, result.groups))
+    cloud = result.scene.cloud
+    picture = output / "pictures" / f"{cloud.name}.png"
+    picture.parent.mkdir(exist_ok=True)
+    first, final = result.predictions["pre-trained"], result.predictions["final"]
+    room_picture(cloud.coords, cloud.labels, final, result.classes, picture, extra={"pre-trained": first})
+    print(f"wrote {output / 'metrics.json'}\nwrote {picture}")
+
+
+def _config(args: argparse.Namespace, own: Config | None = None) -> Config:
+    """The configuration that the arguments ask for; without `--config`, that of a checkpoint where there is one."""
+    from mink_decouple.config import load_config, merge, override, parse_overrides
+
+    overrides = parse_overrides(args.set)
+    for value, tree in ((args.labels, {"labels": {"budget": args.labels}}), (args.seed, {"seed": args.seed})):
+        if value is not None:
+            overrides = merge(tree, overrides)
+    if own is not None and args.config is None:
+        return override(own, overrides)
+    return load_config(args.config, backbone=args.backbone, recipe=args.recipe, overrides=overrides)
+
+
+def _free_folder(config: Config) -> Path:
+    """The first `runs/NAME` that does not exist; a run never writes into another's folder."""
+    budget = Path(config.labels.budget).stem if config.labels.budget.endswith(".npz") else config.labels.budget
+    source = Path(config.data.root).name if config.data.root else config.data.dataset
+    parts = (source, config.backbone, budget, config.recipe, f"seed{config.seed}")
+    name = "-".join(parts).replace("%", "pct").replace("/", "-").replace(":", "-")
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="YAML file (default: the synthetic buildings)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable")
+    parser.set_defaults(labels=None, seed=None, backbone=None, recipe=None)
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: auto)")
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", help="label budget: 1pt | 1%% | 0.1%% | 20x | scans:5%% | full | FILE.npz")
+    parser.add_argument("--seed", type=int, help="seed of the labels, the weights and the batches")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _budget(parser)
+    _device(parser)
+    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
+    parser.add_argument("--recipe", help="a name in configs/recipes, for example supervised or table5/row2, or a file")
+    parser.add_argument("--output", type=Path, help="run folder (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _device(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="folder of metrics.json (default: evaluation/ in the run folder)")
+
+
+def _labels(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _budget(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
+
+
+Configure = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
+    "train": (_train, train),
+    "evaluate": (_evaluate, evaluate),
+    "labels": (_labels, labels),
+}

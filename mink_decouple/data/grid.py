@@ -1,0 +1,73 @@
+"""Sub-sample a cloud once to a regular grid: the unit of sampling, pseudo-labels and voting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.voxels import group_mean, majority, voxelise
+
+
+@dataclass(frozen=True, eq=False)
+class GridCloud:
+    """A cloud reduced to one point per occupied cell, with the way back to every raw point.
+
+    Attributes:
+        name: scene name.
+        coords: (V, 3) float32 barycentres, metres, in the raw cloud's frame.
+        features: name -> (V,) or (V, k) float32 means.
+        labels: (V,) int64 majority train ids (-1 where no raw point has one), or None.
+        inverse: (N,) int64 grid point of every raw point: ``prediction[inverse]`` is per raw point.
+        size: edge length of a cell, metres.
+    """
+
+    name: str
+    coords: np.ndarray
+    features: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+    inverse: np.ndarray
+    size: float
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+
+def subsample(cloud: PointCloud, size: float) -> GridCloud:
+    """Grid sub-sampling of RandLA-Net's preparation: barycentre, mean features, majority label.
+
+    A cell is ``floor((coords - origin) / size)`` with ``origin = floor(min / size) * size``; grid points are ordered by
+    cell, so the result depends on nothing but the cloud.
+
+    Args:
+        cloud: N points; labels are train ids with -1 ignored, or None.
+        size: edge length of a cell, metres.
+
+    Returns:
+        V <= N grid points. Ignored raw points do not vote; ties go to the lowest id.
+
+    Raises:
+        ValueError: ``size`` is not positive or a coordinate is not finite or too far.
+    """
+    try:
+        # Cells are counted from the lowest corner, as RandLA-Net does: scanner coordinates are whole millimetres, so
+        # many lie on a cell border, and published counts come from this rounding. It also keeps far clouds within reach.
+        lowest = cloud.coords.min(axis=0) if len(cloud) else np.zeros(3, np.float32)
+        voxels = voxelise(cloud.coords, size, origin=np.floor(lowest / size) * size if size > 0 else None)
+    except ValueError as error:
+        raise ValueError(f"{cloud.name}: {error}") from None
+    count = len(voxels)
+    labels = None
+    if cloud.labels is not None:
+        classes = int(cloud.labels.max(initial=-1)) + 1
+        labels = majority(cloud.labels, voxels.inverse, count, classes)
+    return GridCloud(
+        name=cloud.name,
+        coords=group_mean(cloud.coords, voxels.inverse, count),
+        features={key: group_mean(column, voxels.inverse, count) for key, column in cloud.features.items()},
+        labels=labels,
+        inverse=voxels.inverse,
+        size=float(size),
+    )

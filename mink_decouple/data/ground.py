@@ -1,0 +1,155 @@
+"""Height above the local ground from geometry alone, for aerial and mobile LiDAR.
+
+The ground is found as in SMRF (Pingel, Clarke, McBride, "An improved simple morphological filter for the terrain
+classification of airborne LIDAR data", ISPRS J. 2013): grey openings of a minimum grid at growing windows, with a
+threshold that grows with the window. A second pass on the grid minus its own large-scale trend keeps the threshold
+tight on hillsides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+_MAX_CELLS = 50_000_000
+_LOW_NOISE_METRES = 2.0
+_STEP_METRES = 0.5
+_BAND_METRES = 0.3
+_TREND_METRES = 25.0
+_TREND_SLOPE = 0.5
+
+
+def height_above_ground(coords: np.ndarray, cell: float = 2.0, slope: float = 0.12, window: float = 40.0) -> np.ndarray:
+    """Height of each point above the ground below it.
+
+    Args:
+        coords: (N, 3) coordinates, metres, z up.
+        cell: side of a ground cell, metres; a few ground points should fall into most cells.
+        slope: rise over run, against the trend of the hillside, up to which bumps count as ground; larger keeps
+            rougher terrain, smaller removes lower objects.
+        window: radius of the largest opening, metres; roofs up to about twice as wide are seen as objects.
+
+    Returns:
+        (N,) float32, metres; negative for points below the ground.
+
+    Raises:
+        ValueError: wrong shape, settings that are not positive, or a cell too small for the extent.
+    """
+    if coords.ndim != 2 or coords.shape[1] != 3:
+        raise ValueError(f"coords must be (N, 3), found {coords.shape}")
+    if cell <= 0 or slope <= 0 or window <= 0:
+        raise ValueError(f"cell, slope and window must be positive, found {cell}, {slope}, {window}")
+    if len(coords) == 0:
+        return np.zeros(0, dtype=np.float32)
+    xy = coords[:, :2].astype(np.float64)
+    z = coords[:, 2].astype(np.float64)
+    xy -= xy.min(axis=0)
+    nx, ny = (int(side) for side in xy.max(axis=0) // cell + 1)
+    if nx * ny > _MAX_CELLS:
+        raise ValueError(f"cell {cell} m makes {nx} x {ny} cells, more than {_MAX_CELLS:,}; choose a larger cell")
+    flat = (xy[:, 0] // cell).astype(np.int64) * ny + (xy[:, 1] // cell).astype(np.int64)
+
+    lowest = _cell_minimum(z, flat, (nx, ny))
+    lowest[_low_noise(lowest, cell)] = np.nan
+    surface = _terrain(lowest, cell, max(slope, _TREND_SLOPE), window)
+    trend = _blur(surface, _TREND_METRES / cell)
+    surface = trend + _terrain(lowest - trend, cell, slope, window)
+
+    # A cell's minimum lies at its lower edge, half a cell's rise below its middle. Residuals against the surface,
+    # which has the terrain's slope, do not: they move the surface to the middle of the ground points.
+    residual = z - _interpolate(surface, xy, cell)
+    surface += _correction(residual, flat, (nx, ny), cell)
+    return (z - _interpolate(surface, xy, cell)).astype(np.float32)
+
+
+def _cell_minimum(z: np.ndarray, flat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    grid = np.full(shape[0] * shape[1], np.inf)
+    np.minimum.at(grid, flat, z)
+    grid[np.isinf(grid)] = np.nan
+    return grid.reshape(shape)
+
+
+def _low_noise(lowest: np.ndarray, cell: float) -> np.ndarray:
+    """Cells far below their surroundings: multipath points under the ground, in patches of up to 2 x 2 cells."""
+    filled = _fill(lowest)
+    # A closing with 3 x 3 cells fills pits of up to 2 x 2 cells to the height of their rim; slopes stay as they are.
+    return ndimage.grey_closing(filled, size=3, mode="nearest") - filled > _LOW_NOISE_METRES + cell
+
+
+def _terrain(lowest: np.ndarray, cell: float, slope: float, window: float) -> np.ndarray:
+    """Surface through the cells that no opening of radius r lowers by more than a step plus `slope` times r."""
+    ground = np.isfinite(lowest)
+    previous, radius = _fill(lowest), 1
+    while radius == 1 or radius * cell <= window:
+        opened = ndimage.grey_opening(previous, size=2 * radius + 1, mode="nearest")
+        ground &= previous - opened <= _STEP_METRES + slope * radius * cell
+        previous = opened
+        radius = max(radius + 1, int(radius * 1.4))
+    return _fill(np.where(ground, lowest, np.nan))
+
+
+def _correction(residual: np.ndarray, flat: np.ndarray, shape: tuple[int, int], cell: float) -> np.ndarray:
+    """Mean residual of each cell's ground points, median-filtered; cells without ground take it from around."""
+    limit = _STEP_METRES + cell / 2
+    lowest = _cell_minimum(residual, flat, shape).ravel()
+    ground = (residual <= lowest[flat] + _BAND_METRES) & (np.abs(residual) <= limit)
+    count = np.bincount(flat[ground], minlength=lowest.size)
+    total = np.bincount(flat[ground], weights=residual[ground], minlength=lowest.size)
+    mean = np.full(lowest.size, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return ndimage.median_filter(_fill(mean.reshape(shape)), size=3, mode="nearest")
+
+
+def _fill(grid: np.ndarray) -> np.ndarray:
+    """Fill NaN cells smoothly from their rims: coarse to fine, relaxed towards a harmonic surface at each level.
+
+    A harmonic surface continues a plane across a hole.
+    """
+    empty = np.isnan(grid)
+    if not empty.any():
+        return grid
+    if empty.all():
+        return np.zeros_like(grid)
+    rows, columns = grid.shape
+    even = np.pad(grid, ((0, rows % 2), (0, columns % 2)), constant_values=np.nan)
+    blocks = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2)
+    count = np.isfinite(blocks).sum(axis=(1, 3))
+    mean = np.full(count.shape, np.nan)
+    np.divide(np.nansum(blocks, axis=(1, 3)), count, out=mean, where=count > 0)
+    coarse = _fill(mean)
+    places = np.argwhere(empty).T
+    filled = grid.copy()
+    filled[empty] = _sample(coarse, (places + 0.5) / 2 - 0.5)
+    for _ in range(10):
+        padded = _pad(filled)
+        around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+        filled[empty] = around[empty] / 4
+    return filled
+
+
+def _blur(grid: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian filter that keeps planes up to the border."""
+    width = [min(int(3 * sigma), side - 1) for side in grid.shape]
+    padded = np.pad(grid, [(w, w) for w in width], mode="reflect", reflect_type="odd")
+    blurred = ndimage.gaussian_filter(padded, sigma, truncate=3.0, mode="nearest")
+    return blurred[width[0] : width[0] + grid.shape[0], width[1] : width[1] + grid.shape[1]]
+
+
+def _interpolate(grid: np.ndarray, xy: np.ndarray, cell: float) -> np.ndarray:
+    return _sample(grid, (xy / cell - 0.5).T)
+
+
+def _sample(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Bilinear values at (2, M) places in cells, cell middles being whole; slopes go on half a cell beyond the outer ones."""
+    return ndimage.map_coordinates(_pad(grid), places + 1, order=1, mode="nearest")
+
+
+def _pad(grid: np.ndarray) -> np.ndarray:
+    """One more cell on each side, continuing the slope."""
+    for axis in (0, 1):
+        width = [(1, 1) if axis == other else (0, 0) for other in (0, 1)]
+        if grid.shape[axis] > 1:
+            grid = np.pad(grid, width, mode="reflect", reflect_type="odd")
+        else:
+            grid = np.pad(grid, width, mode="edge")
+    return grid

@@ -1,0 +1,125 @@
+"""LAS and LAZ files through laspy and lazrs, which are imported on first use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mink_decouple.data.cloud import PointCloud, from_world
+from mink_decouple.data.io_columns import narrow, one_line, unit_rgb, whole_numbers
+
+_SCALE = 1e-4
+_RETURNS = ("return_number", "number_of_returns")
+
+
+def read_las(path: Path) -> PointCloud:
+    """Read coordinates, intensity, return counts, rgb (where the point format has it) and extra dimensions.
+
+    Labels are the classification; a file where it is 0 ("never classified") throughout has none. An extra dimension
+    `label` goes before it, as `write_las` writes ids beyond 0..255 there.
+    """
+    las = _read(path)
+    if len(las.points) == 0:
+        raise ValueError(f"{path}: no points")
+    features = {"intensity": np.asarray(las.intensity, dtype=np.float32)}
+    features.update({key: np.asarray(las[key], dtype=np.uint8) for key in _RETURNS})
+    names = set(las.point_format.dimension_names)
+    if "red" in names:
+        features["rgb"] = unit_rgb(path, np.stack([np.asarray(las[c]) for c in ("red", "green", "blue")], axis=1))
+    features.update({name: np.asarray(las[name]) for name in las.point_format.extra_dimension_names})
+    labels: np.ndarray | None = np.asarray(las.classification, dtype=np.int64)
+    if "label" in features:
+        labels = whole_numbers(features.pop("label"), f"{path}: dimension 'label'")
+    elif not np.any(labels):
+        labels = None
+    cloud = from_world(str(path), las.xyz, features, labels)
+    return replace(cloud, name=path.stem)
+
+
+def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
+    """Write LAS 1.4 (compressed for `.laz`): point format 7 with colours, else 6; other features as extra dimensions.
+
+    Coordinates are scaled integers of 0.1 mm from the cloud's offset. Labels outside 0..255 go to an extra dimension
+    `label`.
+
+    Args:
+        path: target file.
+        cloud: the points.
+        like: a LAS file with the same points; its header, coordinate system, coordinates and all dimensions are kept,
+            and only labels and features are written into them.
+    """
+    import laspy
+
+    if like is not None:
+        las = _read(like)
+        if len(las.points) != len(cloud):
+            raise ValueError(f"{path}: {len(cloud)} points, but {like} has {len(las.points)}")
+    else:
+        header = laspy.LasHeader(point_format=7 if "rgb" in cloud.features else 6, version="1.4")
+        header.scales, header.offsets = np.full(3, _SCALE), cloud.offset
+        las = laspy.LasData(header)
+        try:
+            las.xyz = cloud.world()
+        except OverflowError as error:
+            raise ValueError(f"{path}: '{cloud.name}' is too long for LAS coordinates: {error}") from error
+        # A return count of 0 is invalid.
+        las.return_number = las.number_of_returns = np.ones(len(cloud), dtype=np.uint8)
+    dimensions = set(las.point_format.dimension_names)
+    for key, column in cloud.features.items():
+        if key == "rgb" and {"red", "green", "blue"} <= dimensions:
+            _write_rgb(las, column)
+        elif key == "intensity":
+            las.intensity = np.clip(np.rint(column), 0, 65535).astype(np.uint16)
+        elif key in dimensions:
+            las[key] = column
+        elif key != "rgb":
+            _write_extra(las, key, column)
+    if cloud.labels is not None:
+        largest = 31 if las.point_format.id < 6 else 255
+        if len(cloud) == 0 or (cloud.labels.min() >= 0 and cloud.labels.max() <= largest):
+            las.classification = cloud.labels.astype(np.uint8)
+        else:
+            _write_extra(las, "label", cloud.labels)
+    las.write(str(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        import laspy
+        import lazrs
+    except ImportError as error:
+        raise ValueError(f"{path}: LAS/LAZ needs laspy and lazrs; run: pip install 'laspy[lazrs]'") from error
+    try:
+        with laspy.open(str(path)) as reader:
+            expected = reader.header.point_count
+            las = reader.read()
+    except (laspy.errors.LaspyException, lazrs.LazrsError, RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or truncated LAS file: {one_line(error)}") from error
+    if len(las.points) != expected:
+        raise ValueError(f"{path}: truncated LAS file: {len(las.points)} of {expected} points")
+    return las
+
+
+def _write_rgb(las: Any, rgb: np.ndarray) -> None:
+    color = np.rint(np.clip(rgb, 0, 1) * 65535.0)
+    if color.max(initial=0) <= 255:
+        # Such dark 16-bit colours would be read as 8 bits.
+        color = np.rint(rgb * 255.0)
+    las.red, las.green, las.blue = color.astype(np.uint16).T
+
+
+def _write_extra(las: Any, key: str, column: np.ndarray) -> None:
+    import laspy
+
+    column = narrow(column)
+    name = "_".join(key.split())
+    if len(name.encode()) > 32 or column.dtype.kind not in "iuf" or (column.ndim == 2 and column.shape[1] > 3):
+        parts = f"{column.dtype}{list(column.shape[1:])}"
+        raise ValueError(f"LAS cannot hold feature '{key}' ({parts}): up to 32 letters and 3 numbers per point")
+    width = f"{column.shape[1]}" if column.ndim == 2 else ""
+    if name not in las.point_format.extra_dimension_names:
+        las.add_extra_dim(laspy.ExtraBytesParams(name=name, type=f"{width}{column.dtype.str[1:]}"))
+    las[name] = column

@@ -1,0 +1,38 @@
+"""PLY files through plyfile: any scalar vertex column, ASCII or binary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io_columns import cloud_from_columns, columns_from_cloud, one_line, portable
+
+
+def read_ply(path: Path) -> PointCloud:
+    """Read the `vertex` element; list properties and other elements (faces) are left out."""
+    from plyfile import PlyData, PlyListProperty, PlyParseError
+
+    try:
+        data = PlyData.read(str(path), mmap=False)
+    except (PlyParseError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged or truncated PLY file: {one_line(error)}") from error
+    if "vertex" not in data:
+        raise ValueError(f"{path}: no element 'vertex'; found: {', '.join(e.name for e in data.elements) or 'none'}")
+    vertex = data["vertex"]
+    names = [item.name for item in vertex.properties if not isinstance(item, PlyListProperty)]
+    # plyfile keeps the file's byte order; the rest of the package works in native order.
+    native = {name: np.asarray(vertex[name]).astype(vertex[name].dtype.newbyteorder("="), copy=False) for name in names}
+    return cloud_from_columns(path, native)
+
+
+def write_ply(path: Path, cloud: PointCloud) -> None:
+    """Write every column, binary little endian."""
+    from plyfile import PlyData, PlyElement
+
+    columns = portable(path, columns_from_cloud(cloud))
+    table = np.empty(len(cloud), dtype=[(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = column
+    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(str(path))

@@ -1,0 +1,115 @@
+"""Text tables: .txt, .csv and .xyz with or without a line of column names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io_columns import cloud_from_columns, columns_from_cloud, unnamed_columns
+
+_COMMENT = re.compile(r"^\s*(#|//)+\s*")
+
+
+def read_text(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
+    """Read numbers separated by comma, semicolon or blanks.
+
+    Names come from `columns`, else from a first line of names (bare, or after `#` or `//`), else from the defaults for
+    3, 4 and 6 columns.
+
+    Raises:
+        ValueError: a line with another number of columns or with other text; the message gives its number and content.
+    """
+    names, delimiter, skip = _head(path)
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            table = np.loadtxt(stream, dtype=np.float64, delimiter=delimiter, skiprows=skip, ndmin=2)
+    except ValueError as error:
+        raise ValueError(_first_bad_line(path, delimiter, skip) or f"{path}: {error}") from error
+    if table.size == 0:
+        raise ValueError(f"{path}: no points")
+    if columns is not None or names is None:
+        names = unnamed_columns(path, table.shape[1], columns)
+    elif len(names) != table.shape[1]:
+        raise ValueError(f"{path}: {len(names)} names ({', '.join(names)}) for {table.shape[1]} columns")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: columns repeat one name: {', '.join(names)}")
+    return cloud_from_columns(path, {name: table[:, index] for index, name in enumerate(names)})
+
+
+def write_text(path: Path, cloud: PointCloud) -> None:
+    """Write a line of names and one line per point.
+
+    Coordinates have six decimals, other numbers enough digits to be read back unchanged. `.csv` is separated by
+    commas; elsewhere by blanks, with the names after `#`, so that plain readers skip them.
+    """
+    columns = columns_from_cloud(cloud)
+    if "rgb" in cloud.features and max(columns[channel].max() for channel in ("red", "green", "blue")) <= 1:
+        # Read back, whole numbers up to 1 would count as bright: such a dark cloud is written in 0..1.
+        columns.update(dict(zip(("red", "green", "blue"), cloud.features["rgb"].T, strict=True)))
+    comma = path.suffix.lower() == ".csv"
+    table = np.empty(len(cloud), dtype=[(name, column.dtype) for name, column in columns.items()])
+    formats = []
+    for name, column in columns.items():
+        table[name] = column
+        formats.append("%.6f" if name in ("x", "y", "z") else _number_format(column.dtype))
+    separator = "," if comma else " "
+    names = separator.join("_".join(name.split()) for name in columns)
+    np.savetxt(path, table, fmt=formats, delimiter=separator, header=names, comments="" if comma else "# ")
+
+
+def _number_format(dtype: np.dtype) -> str:
+    if dtype.kind == "f":
+        return "%.17g" if dtype.itemsize == 8 else "%.9g"
+    return "%d"
+
+
+def _head(path: Path) -> tuple[tuple[str, ...] | None, str | None, int]:
+    """Column names (None: the file has none), delimiter (None: blanks) and number of lines before the numbers."""
+    comment: list[str] | None = None
+    skip = 0
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            text = _COMMENT.sub("", line).strip()
+            if text:
+                delimiter = next((mark for mark in (",", ";") if mark in text), None)
+                words = [word.strip().strip('"') for word in text.split(delimiter)]
+                if _COMMENT.match(line):
+                    if {"x", "y", "z"} <= {word.lower() for word in words}:
+                        comment = words
+                elif _numeric(words):
+                    return (tuple(comment) if comment else None), delimiter, skip
+                elif any(_numeric([word]) for word in words):
+                    raise ValueError(f"{path}: line {skip + 1} is neither names nor numbers: {line.strip()[:80]!r}")
+                else:
+                    return tuple(words), delimiter, skip + 1
+            skip += 1
+    raise ValueError(f"{path}: no points")
+
+
+def _first_bad_line(path: Path, delimiter: str | None, skip: int) -> str | None:
+    expected = None
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, start=1):
+            text = line.split("#", 1)[0].strip()
+            if number <= skip or not text:
+                continue
+            words = text.split(delimiter)
+            expected = expected or len(words)
+            content = repr(text[:80])
+            if len(words) != expected:
+                return f"{path}: line {number} has {len(words)} columns instead of {expected}: {content}"
+            if not _numeric(words):
+                return f"{path}: line {number} is not all numbers: {content}"
+    return None
+
+
+def _numeric(words: Sequence[str]) -> bool:
+    try:
+        [float(word) for word in words]
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,299 @@
+"""Losses of the decoupled optimization (Eq. 1, 4, 5, 7, 8, 9).
+
+Every loss is a pure function of logits and targets that returns `(sum, count)`: two scalar tensors of the logits' float
+type (float32 for half-precision logits). The caller divides once, by the count of the whole optimizer step, so
+micro-batches and ranks of unequal label counts weigh every labelled row alike. Without any labelled row the sum is a
+zero that is still connected to the logits, so `backward()` works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -1
+MISS_MIN = 1e-6  # p is kept <= 1 - 1e-6: a negative or fractional exponent of 1 - p would give inf * 0 at p = 1
+
+_DIVISORS = ("rows", "weights")
+_FORMS = ("softmax", "ovr")
+_NORMS = ("joint", "split")
+_REDUCTIONS = ("mean", "sum")
+_WEIGHTS = ("inv", "none")
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, divide_by: str = "rows"
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy of the labelled rows (Eq. 8 and 9).
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64, train ids or -1 for an unlabelled row.
+        weight: (C,) class weights, or None.
+        divide_by: what `count` holds: "rows" (labelled rows, as RandLA-Net divides) or "weights" (the sum of their
+            class weights, as `torch.nn.CrossEntropyLoss` divides). The same without `weight`.
+
+    Returns:
+        `(sum, count)`.
+
+    Raises:
+        ValueError: unknown `divide_by`.
+    """
+    _check("divide_by", divide_by, _DIVISORS)
+    logits = _full_precision(logits)
+    weight = None if weight is None else weight.to(logits)
+    total = F.cross_entropy(logits, target, weight, ignore_index=IGNORE, reduction="sum")
+    labelled = (target != IGNORE).to(logits.dtype)
+    if weight is not None and divide_by == "weights":
+        labelled = labelled * weight[target.clamp_min(0)]
+    return total, labelled.sum()
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with target probabilities (soft pseudo-labels).
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n, C) probabilities; a row of zeros is unlabelled. No gradient flows into it.
+        weight: (C,) class weights, or None.
+
+    Returns:
+        `(sum, count)`, count being the number of labelled rows.
+    """
+    logits = _full_precision(logits)
+    target = target.detach().to(logits)
+    labelled = target.sum(1) > 0
+    if weight is not None:
+        target = target * weight.to(logits)
+    return -(target * F.log_softmax(logits, 1)).sum(), labelled.sum().to(logits.dtype)
+
+
+def logit_adjusted_cross_entropy(
+    logits: Tensor, target: Tensor, prior: Tensor, tau: float = 1.0, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy on `z + tau * log(prior)` (Menon et al.): aims at the balanced error; not part of the paper.
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64, -1 unlabelled.
+        prior: (C,) class frequencies or counts. An absent class takes the frequency of the rarest present one, so that
+            it is not left unsuppressed at inference.
+        tau: strength, 0 gives the plain cross-entropy.
+        weight: (C,) class weights, or None.
+
+    Returns:
+        `(sum, count)`.
+
+    Raises:
+        ValueError: no class has a positive prior.
+    """
+    prior = prior.to(device=logits.device, dtype=torch.float64)
+    if not bool((prior > 0).any()):
+        raise ValueError("prior: every class has frequency 0, at least one must be positive")
+    rarest = prior[prior > 0].min()
+    log_prior = (torch.where(prior > 0, prior, rarest) / prior.sum()).log()
+    logits = _full_precision(logits)
+    return cross_entropy(logits + tau * log_prior.to(logits.dtype), target, weight)
+
+
+def focal(logits: Tensor, target: Tensor, gamma: float, alpha: float | Tensor = 0.5) -> tuple[Tensor, Tensor]:
+    """Multi-class focal loss `-alpha (1 - p_t)^gamma log p_t` on softmax probabilities (Eq. 4).
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64, -1 unlabelled.
+        gamma: one focusing parameter for all classes; 0 gives `alpha` times the cross-entropy.
+        alpha: constant, or (n,) one value per row.
+
+    Returns:
+        `(sum, count)`.
+    """
+    return imbalanced_focal(logits, target, logits.new_full((logits.shape[1],), gamma, dtype=torch.float32), alpha)
+
+
+def imbalanced_focal(
+    logits: Tensor,
+    target: Tensor,
+    gamma: Tensor,
+    alpha: float | Tensor = 0.5,
+    form: str = "softmax",
+    efl_weight: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Multi-class imbalanced focal loss L_mI-FL with one focusing factor per class (Eq. 5).
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64 pseudo-labels, -1 for a row without one.
+        gamma: (C,) focusing factors of Eq. 6; negative ones (the literal Eq. 6) stay finite. No gradient flows into it.
+        alpha: constant (the paper's 0.5), or (n,) one value per row, for example the confidence of the pseudo-label.
+        form: "softmax" takes only the pseudo-class of a row, with its own gamma; "ovr" (one versus rest, as Equalized
+            Focal Loss) sums over all classes with `p_t = p_c` for the pseudo-class and `1 - p_c` for the others.
+        efl_weight: multiply by `(gamma + 2) / 2`, which undoes the shrinking of the loss by a large exponent.
+
+    Returns:
+        `(sum, count)`, count being the number of pseudo-labelled rows.
+
+    Raises:
+        ValueError: unknown `form`, or `gamma` is not (C,).
+    """
+    _check("form", form, _FORMS)
+    classes = logits.shape[1]
+    if gamma.shape != (classes,):
+        raise ValueError(f"gamma: shape {tuple(gamma.shape)}, expected ({classes},): one factor per class")
+    logits = _full_precision(logits)
+    gamma = gamma.detach().to(logits)
+    labelled = target != IGNORE
+    own = target.clamp_min(0).unsqueeze(1)
+    log_p = F.log_softmax(logits, 1)
+
+    if form == "softmax":
+        log_pt = log_p.gather(1, own)
+        miss = _complement(log_pt)
+        gamma = gamma[own]
+    else:
+        is_own = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, own, True)
+        rest = _complement(log_p)
+        log_pt = torch.where(is_own, log_p, rest.log())
+        miss = torch.where(is_own, rest, log_p.exp().clamp_min(MISS_MIN))
+
+    loss = -miss.pow(gamma) * log_pt
+    if efl_weight:
+        loss = loss * (gamma + 2) / 2
+    row = loss.sum(1)
+    row = row * (alpha.detach().to(row) if isinstance(alpha, Tensor) else alpha)
+    return torch.where(labelled, row, torch.zeros_like(row)).sum(), labelled.sum().to(row.dtype)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a composed loss.
+
+    Attributes:
+        name: key of the term in logs and in the counts of the step.
+        total: () sum over the rows.
+        count: () divisor of this batch.
+        scale: factor of the term.
+        reduction: "mean" divides by the count; "sum" does not (Eq. 5 as printed).
+    """
+
+    name: str
+    total: Tensor
+    count: Tensor
+    scale: float = 1.0
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        _check("reduction", self.reduction, _REDUCTIONS)
+
+
+def feature_loss(terms: Sequence[Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+    """Compose terms, `sum_k scale_k * total_k / count_k` (Eq. 7: L_mI-FL + L_seg-I; Eq. 1 for a split L_seg-I).
+
+    Args:
+        terms: at least one.
+        counts: divisors of the whole optimizer step by term name; a term not named there is divided by its own count. A
+            divisor of 0 counts as 1, so a term without labels contributes a connected zero.
+
+    Returns:
+        () loss.
+
+    Raises:
+        ValueError: no term.
+    """
+    if not terms:
+        raise ValueError("terms: empty, a loss needs at least one term")
+    counts = counts or {}
+    loss = torch.zeros_like(terms[0].total)
+    for term in terms:
+        value = term.total
+        if term.reduction == "mean":
+            count = torch.as_tensor(counts.get(term.name, term.count), dtype=value.dtype, device=value.device)
+            value = value / torch.where(count > 0, count, torch.ones_like(count))
+        loss = loss + term.scale * value
+    return loss
+
+
+def merge_targets(target: Tensor, pseudo: Tensor) -> Tensor:
+    """Ground truth where visible, else the pseudo-label: (n,) int64, -1 for neither. A given label never changes."""
+    return torch.where(target != IGNORE, target, pseudo)
+
+
+def hide_labelled(target: Tensor, pseudo: Tensor) -> Tensor:
+    """Pseudo-labels of the rows without ground truth: (n,) int64, -1 elsewhere."""
+    return torch.where(target != IGNORE, torch.full_like(pseudo, IGNORE), pseudo)
+
+
+def segmentation_terms(
+    logits: Tensor,
+    target: Tensor,
+    pseudo: Tensor,
+    norm: str = "joint",
+    lam: float = 1.0,
+    weight: Tensor | None = None,
+    divide_by: str = "rows",
+) -> tuple[Term, ...]:
+    """L_seg-I: cross-entropy of ground truth and pseudo-labels (Eq. 8).
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64 ground truth, -1 not visible.
+        pseudo: (n,) int64 pseudo-labels, -1 none; ignored where the ground truth is visible.
+        norm: "joint" is Eq. 8, one mean over the union: term `seg`. "split" is Eq. 1, the mean over the ground truth
+            plus `lam` times the mean over the pseudo-labels, for budgets whose few labels a joint mean would drown:
+            terms `seg_gt` and `seg_pseudo`.
+        lam: weight of the pseudo-labels, "split" only.
+        weight: (C,) class weights, or None.
+        divide_by: see `cross_entropy`.
+
+    Returns:
+        Terms for `feature_loss`.
+
+    Raises:
+        ValueError: unknown `norm`.
+    """
+    _check("norm", norm, _NORMS)
+    if norm == "joint":
+        return (Term("seg", *cross_entropy(logits, merge_targets(target, pseudo), weight, divide_by)),)
+    given = cross_entropy(logits, target, weight, divide_by)
+    found = cross_entropy(logits, hide_labelled(target, pseudo), weight, divide_by)
+    return Term("seg_gt", *given), Term("seg_pseudo", *found, scale=lam)
+
+
+def class_weights(counts: Tensor, mode: str = "inv") -> Tensor:
+    """Class weights from the visible labels.
+
+    Args:
+        counts: (C,) labelled points per class; never those of hidden labels.
+        mode: "inv" gives `1 / (f + 0.02)` with the share f of each class (RandLA-Net); "none" gives ones (the paper).
+
+    Returns:
+        (C,) float32.
+
+    Raises:
+        ValueError: unknown mode, or all counts are 0.
+    """
+    _check("class_weight", mode, _WEIGHTS)
+    counts = counts.to(torch.float64)
+    if mode == "none":
+        return torch.ones_like(counts, dtype=torch.float32)
+    if not bool(counts.sum() > 0):
+        raise ValueError("class_weight: no labelled point in any class, weights need at least one")
+    return (1.0 / (counts / counts.sum() + 0.02)).to(torch.float32)
+
+
+def _complement(log_p: Tensor) -> Tensor:
+    """`1 - p`, accurate near p = 1 and never below MISS_MIN."""
+    return (-torch.expm1(log_p)).clamp_min(MISS_MIN)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}: '{value}' is not one of {', '.join(choices)}")

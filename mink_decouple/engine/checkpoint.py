@@ -1,0 +1,72 @@
+"""Complete checkpoints: written whole or not at all, loaded without running code from the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mink_decouple.data.classes import Classes
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, and lists or dicts of them) under `path` only when it is whole on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds anything but plain data, or has another format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds, by the place of the damage
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: not a checkpoint of this program (format {found!r}, expected {FORMAT})")
+    return state
+
+
+def pack_classes(classes: Classes) -> dict[str, Any]:
+    """Classes as plain data for a checkpoint."""
+    return {
+        "names": list(classes.names),
+        "colors": torch.from_numpy(classes.colors.copy()),
+        "raw_ids": dict(classes.raw_ids),
+        "ignored": sorted(classes.ignored),
+    }
+
+
+def classes_of(state: dict[str, Any]) -> Classes:
+    """The classes a checkpoint was trained on."""
+    packed = state["classes"]
+    colors = np.asarray(packed["colors"].numpy(), np.uint8)
+    return Classes(tuple(packed["names"]), colors, dict(packed["raw_ids"]), frozenset(packed["ignored"]))
+
+
+def require_classes(path: Path, state: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Raises ValueError where the checkpoint was trained on other classes, or on the same in another order."""
+    trained = tuple(state["classes"]["names"])
+    if trained != names:
+        raise ValueError(f"{path}: trained on classes {', '.join(trained)}; the data has {', '.join(names)}")

@@ -1,0 +1,109 @@
+"""Scores on every raw point: vote on the grid cloud, carry the prediction back through the inverse map, count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mink_decouple import config as configuration
+from mink_decouple.config import Config
+from mink_decouple.data.classes import Classes
+from mink_decouple.data.transforms import feature_width
+from mink_decouple.engine import checkpoint
+from mink_decouple.engine.events import progress, say
+from mink_decouple.engine.predict import probabilities
+from mink_decouple.engine.runtime import write_json
+from mink_decouple.engine.scenes import Scene, load_split, open_dataset
+from mink_decouple.metrics import ConfusionMatrix, table
+from mink_decouple.models.segmenter import Segmenter, build_model
+
+
+def evaluate(
+    model: Segmenter, config: Config, scenes: Sequence[Scene], classes: int, device: torch.device
+) -> ConfusionMatrix:
+    """Confusion matrix over all raw points of `scenes` that have a label.
+
+    Raises:
+        ValueError: a scene has no labels to score against.
+    """
+    matrix = ConfusionMatrix(classes)
+    for scene in progress(scenes, "evaluating"):
+        if scene.cloud.labels is None:
+            raise ValueError(f"{scene.name}: has no labels to score against; use predict for unlabelled clouds")
+        probs = probabilities(model, config, scene, classes, device, config.eval.votes)
+        matrix.update(probs.argmax(1)[scene.grid.inverse], scene.cloud.labels)
+    return matrix
+
+
+def make_model(config: Config, classes: Classes) -> Segmenter:
+    """The configured network with fresh weights drawn from the run's seed."""
+    return build_model(
+        config.backbone,
+        config.model.variant,
+        feature_width(config.data.features),
+        len(classes.names),
+        head=config.model.head,
+        seed=config.seed,
+    )
+
+
+def restore(path: Path, device: torch.device) -> tuple[Segmenter, Config, dict[str, Any]]:
+    """Network and configuration of a checkpoint, and its whole state.
+
+    Raises:
+        FileNotFoundError, ValueError: see `checkpoint.load`.
+    """
+    state = checkpoint.load(path)
+    config = configuration.loads(state["config"], str(path))
+    classes = checkpoint.classes_of(state)
+    model = make_model(config, classes)
+    model.load_state_dict(state["model"])
+    return model.to(device), config, state
+
+
+def evaluate_checkpoint(
+    path: Path, choose: Callable[[Config], Config], output: Path, device: torch.device
+) -> dict[str, Any]:
+    """Score a checkpoint on the evaluation split and write `output/metrics.json`.
+
+    Args:
+        path: the checkpoint.
+        choose: the checkpoint's own configuration -> the one that says where the data is and how to vote. The network and
+            its view of the data are always those of the checkpoint.
+        output: folder of metrics.json.
+        device: where to run.
+
+    Raises:
+        ValueError: the checkpoint was trained on other classes than the data has.
+    """
+    model, own, state = restore(path, device)
+    own = configuration.replace_data(own, choose(own))
+    dataset = open_dataset(own)
+    names = dataset.classes.names
+    checkpoint.require_classes(path, state, names)
+    scenes = load_split(own, dataset, own.data.eval_split)
+    matrix = evaluate(model, own, scenes, len(names), device)
+    groups = [tuple(g) for g in state["groups"]]
+    say(table(names, {"checkpoint": matrix}, groups))
+    result = {
+        **matrix.report(names, groups),
+        "checkpoint": path.name,
+        "backbone": own.backbone,
+        "recipe": own.recipe,
+        "seed": own.seed,
+        "parameters": model.parameter_counts(),
+        "label_budget": state["label_budget"],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "metrics.json", result)
+    return result
+
+
+def predict_raw(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
+    """(N,) int64 train ids of every raw point of a scene."""
+    ids: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)[scene.grid.inverse]
+    return ids

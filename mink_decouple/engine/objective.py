@@ -1,0 +1,90 @@
+"""The loss of one optimizer step: which labels, which terms, which divisors (Eq. 7, 8, 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mink_decouple.config import LossConfig
+from mink_decouple.decouple.balance import GradientRatio, focusing_factors
+from mink_decouple.decouple.losses import (
+    Term,
+    cross_entropy,
+    feature_loss,
+    focal,
+    imbalanced_focal,
+    merge_targets,
+    segmentation_terms,
+)
+
+NONE = -1
+
+
+@dataclass
+class Objective:
+    """The terms of a stage.
+
+    Attributes:
+        config: of the losses.
+        labels: rows of the cross-entropy: "gt", "pseudo" or "mixed" (both, L_seg-I).
+        feature: loss on the pseudo-labelled rows beside it: "mifl" (Eq. 5), "focal" (Eq. 4) or "none".
+        weight: (C,) class weights or None.
+        rho: (C,) imbalance ratio of this iteration.
+        ratio: accumulated gradient ratio g^c.
+    """
+
+    config: LossConfig
+    labels: str
+    feature: str
+    weight: Tensor | None
+    rho: Tensor
+    ratio: GradientRatio
+
+    def counts(self, target: Tensor, pseudo: Tensor) -> dict[str, int]:
+        """Divisors that a batch contributes to its optimizer step; the trainer adds them over micro-batches."""
+        given, found = int((target != NONE).sum()), int((pseudo != NONE).sum())
+        seg = {"gt": given, "pseudo": found, "mixed": given + found}[self.labels]
+        return {"seg": seg, "seg_gt": given, "seg_pseudo": found, "feature": found}
+
+    def __call__(
+        self, logits: Tensor, target: Tensor, pseudo: Tensor, confidence: Tensor, counts: dict[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch, divided by the counts of the whole step, and the value of each term.
+
+        Args:
+            logits: (n, C).
+            target: (n,) int64 given labels, -1 hidden.
+            pseudo: (n,) int64 pseudo-labels, -1 none.
+            confidence: (n,) float32 of the pseudo-labels.
+            counts: sums of `counts()` over the step.
+        """
+        c = self.config
+        terms: list[Term] = []
+        if self.labels == "mixed":
+            terms += segmentation_terms(logits, target, pseudo, c.seg_norm, c.seg_lambda, self.weight)
+        else:
+            terms.append(Term("seg", *cross_entropy(logits, target if self.labels == "gt" else pseudo, self.weight)))
+        if self.feature != "none":
+            alpha = confidence if c.alpha_mode == "confidence" else c.alpha
+            if self.feature == "focal":
+                terms.append(Term("feature", *focal(logits, pseudo, c.gamma, alpha)))
+            else:
+                total = imbalanced_focal(logits, pseudo, self.gamma().to(logits.device), alpha, c.form, c.efl_weight)
+                terms.append(Term("feature", *total))
+                rows = {"pseudo": pseudo, "labels": target, "all": merge_targets(target, pseudo)}[c.g_source]
+                self.ratio.update(logits, rows)
+        loss = feature_loss(terms, counts)
+        values = {t.name: float(t.total.detach()) * t.scale / max(counts[t.name], 1.0) for t in terms}
+        return loss, values
+
+    def gamma(self) -> Tensor:
+        """(C,) focusing factors of the moment (Eq. 6)."""
+        c = self.config
+        return focusing_factors(self.ratio.ratio().cpu(), self.rho.cpu(), c.s, c.clamp_min, c.gamma_base)
+
+
+def first_objective(config: LossConfig, labels: str, feature: str, weight: Tensor | None, classes: int) -> Objective:
+    """An objective before any pseudo-label: rho is 1 for every class, g^c is 1."""
+    return Objective(config, labels, feature, weight, torch.ones(classes), GradientRatio(classes, config.g_act))

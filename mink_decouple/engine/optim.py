@@ -1,0 +1,57 @@
+"""Optimizers and the guarded step that every stage shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mink_decouple.config import OptimConfig
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient that is not finite."""
+
+
+def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """A fresh optimizer over the parameters of `module` that learn."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    if config.name == "sgd":
+        return torch.optim.SGD(params, lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(params, lr=1.0, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def take_step(
+    config: OptimConfig, optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, where: Callable[[], str]
+) -> None:
+    """Backward, clip by norm, check, step. Raises Diverged, naming `where()`, before anything that is not finite reaches a weight."""
+    optimizer.zero_grad(set_to_none=True)
+    backward(loss, where)
+    apply_gradients(config, optimizer, module, where)
+
+
+def backward(loss: Tensor, where: Callable[[], str]) -> None:
+    """Accumulate the gradients of a finite loss."""
+    if not bool(torch.isfinite(loss)):
+        raise Diverged(f"loss is {float(loss)} on {where()}; lower the learning rate or look at these files")
+    loss.backward()
+
+
+def apply_gradients(
+    config: OptimConfig, optimizer: torch.optim.Optimizer, module: nn.Module, where: Callable[[], str]
+) -> None:
+    """Clip the accumulated gradients by their L2 norm and step."""
+    params = [p for p in module.parameters() if p.grad is not None]
+    limit = config.grad_clip if config.grad_clip > 0 else float("inf")
+    norm = torch.nn.utils.clip_grad_norm_(params, limit)
+    if not bool(torch.isfinite(norm)):
+        raise Diverged(f"gradient norm is {float(norm)} on {where()}; lower the learning rate or look at these files")
+    optimizer.step()

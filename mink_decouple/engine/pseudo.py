@@ -1,0 +1,148 @@
+"""Pseudo-labels of the whole training set: predict every scene, rank the classes, select scene by scene (Eq. 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mink_decouple.config import Config
+from mink_decouple.decouple.balance import imbalance_ratio, select_counts
+from mink_decouple.decouple.pseudo_labels import (
+    PseudoLabels,
+    Quality,
+    SelectionOptions,
+    certain_thresholds,
+    predicted_counts,
+    quality,
+    select,
+    tail_classes,
+    uncertain_thresholds,
+)
+from mink_decouple.decouple.pseudo_table import PseudoLabelTable
+from mink_decouple.engine.batches import SceneLabels
+from mink_decouple.engine.events import progress
+from mink_decouple.engine.predict import probabilities
+from mink_decouple.engine.scenes import Scene
+from mink_decouple.models.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pseudo-labels of one iteration and what they were chosen by.
+
+    Attributes:
+        table: pseudo-labels of every scene.
+        rho: (C,) imbalance ratio.
+        predicted: (C,) unlabelled grid points predicted as each class.
+        tail: class ids of the tail.
+        quality: against the hidden truth where there is any; None elsewhere. For logs only.
+    """
+
+    table: PseudoLabelTable
+    rho: Tensor
+    predicted: Tensor
+    tail: Tensor
+    quality: Quality | None
+
+
+def labelled_counts(scenes: Sequence[Scene], classes: int) -> Tensor:
+    """(S, C) visible grid points of every scene and class."""
+    return torch.stack([torch.from_numpy(np.bincount(s.visible[s.visible >= 0], minlength=classes)) for s in scenes])
+
+
+def selection_options(config: Config) -> SelectionOptions:
+    """The options of the configuration."""
+    p = config.pseudo
+    return SelectionOptions(
+        delta_len=p.delta_len,
+        delta_d=p.delta_d,
+        beta=p.beta,
+        mode=p.uncertain,
+        floor=p.floor,
+        tail_rule=p.tail_rule,
+        tail_frac=p.tail_frac,
+    )
+
+
+def make_pseudo_labels(
+    model: Segmenter, config: Config, scenes: Sequence[Scene], classes: int, device: torch.device
+) -> Selection:
+    """Predict every training scene in evaluation mode and select pseudo-labels."""
+    p, options = config.pseudo, selection_options(config)
+    probs = {
+        s.name: torch.from_numpy(probabilities(model, config, s, classes, device, p.votes))
+        for s in progress(scenes, "pseudo-labels")
+    }
+    visible = {s.name: torch.from_numpy(s.visible) for s in scenes}
+    predicted = torch.stack([predicted_counts(probs[s.name], visible[s.name]) for s in scenes]).sum(0)
+    rho = imbalance_ratio(select_counts(labelled_counts(scenes, classes), predicted, p.rho_source), p.rho_mode)
+    tail = tail_classes(predicted, options.tail_rule, options.tail_frac)
+    certain = uncertain = None
+    if p.scope == "global":
+        certain, uncertain = _global_thresholds(probs, visible, rho, options)
+    chosen: list[tuple[str, PseudoLabels]] = []
+    total: Quality | None = None
+    for scene in scenes:
+        labels = select(probs[scene.name], visible[scene.name], rho, tail, options, certain, uncertain)
+        chosen.append((scene.name, labels))
+        if (scene.truth >= 0).any():
+            found = quality(labels, torch.from_numpy(scene.truth), classes, visible[scene.name])
+            total = found if total is None else total + found
+    return Selection(PseudoLabelTable(classes, chosen), rho, predicted, tail, total)
+
+
+def _global_thresholds(
+    probs: dict[str, Tensor], visible: dict[str, Tensor], rho: Tensor, options: SelectionOptions
+) -> tuple[Tensor, Tensor]:
+    """Thresholds over the whole training set: the element-wise maximum of those of the scenes."""
+    first = [certain_thresholds(probs[n], visible[n] < 0, options.delta_len, options.delta_d) for n in probs]
+    certain = torch.stack(first).amax(0)
+    rest = []
+    for name, p in probs.items():
+        confidence, label = p.max(1)
+        remaining = (visible[name] < 0) & (confidence <= certain[label])
+        rest.append(uncertain_thresholds(p, remaining, rho, options.beta, options.floor))
+    return certain, torch.stack(rest).amax(0)
+
+
+def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> dict[str, SceneLabels]:
+    """Labels of every scene: the given ones, and those of a table."""
+    if table is None:
+        return {s.name: SceneLabels.given(s) for s in scenes}
+    labels = {}
+    for scene in scenes:
+        pseudo = table[scene.name]
+        if len(pseudo.label) != len(scene.visible):
+            raise ValueError(
+                f"pseudo-labels of {scene.name}: {len(pseudo.label)} points, the scene has {len(scene.visible)}; "
+                "they were made for other data"
+            )
+        labels[scene.name] = SceneLabels(scene.visible, pseudo.label.numpy(), pseudo.confidence.numpy())
+    return labels
+
+
+def quality_record(selection: Selection, names: Sequence[str]) -> dict[str, Any]:
+    """Counts, precision and recall per class and round for metrics.jsonl; None where undefined."""
+    counts = selection.table.counts()
+    record: dict[str, Any] = {
+        "certain": dict(zip(names, counts[0].tolist())),
+        "uncertain": dict(zip(names, counts[1].tolist())),
+        "predicted": dict(zip(names, selection.predicted.tolist())),
+        "rho": {n: round(float(r), 6) for n, r in zip(names, selection.rho)},
+        "tail": [names[int(c)] for c in selection.tail],
+    }
+    if selection.quality is not None:
+        q = selection.quality
+        for key, values in (
+            ("precision", q.precision()),
+            ("precision_certain", q.precision(1)),
+            ("precision_uncertain", q.precision(2)),
+            ("recall", q.recall()),
+        ):
+            record[key] = {n: None if v != v else float(v) for n, v in zip(names, values)}
+    return record

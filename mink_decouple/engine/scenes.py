@@ -1,0 +1,101 @@
+"""Scenes ready for training and scoring: raw cloud -> grid cloud, visible labels, hidden truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mink_decouple.config import Config
+from mink_decouple.data import load_dataset
+from mink_decouple.data.budget import LabelSet, draw, parse_budget, visible
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.grid import GridCloud, subsample
+from mink_decouple.data.ground import height_above_ground
+from mink_decouple.engine.events import progress
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: its grid cloud and what is known of its labels.
+
+    Attributes:
+        cloud: the raw cloud, N points, labels as train ids (-1 ignored) or None.
+        grid: the grid cloud, V points; the unit of sampling, pseudo-labels and voting.
+        visible: (V,) int64 labels that training may see, -1 elsewhere.
+        truth: (V,) int64 majority label of each grid point, -1 where there is none. For reports only.
+    """
+
+    cloud: PointCloud
+    grid: GridCloud
+    visible: np.ndarray
+    truth: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The scene's name."""
+        return self.grid.name
+
+
+def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
+    """`cloud` with the feature `height` (N,) in metres where the configuration asks for it."""
+    features = dict(cloud.features)
+    if "height" in config.data.features and "height" not in features:
+        if config.data.height == "ground":
+            features["height"] = height_above_ground(cloud.coords).astype(np.float32)
+        else:
+            features["height"] = cloud.coords[:, 2] - np.percentile(cloud.coords[:, 2], 1).astype(np.float32)
+    return replace(cloud, features=features)
+
+
+def prepare(cloud: PointCloud, config: Config) -> Scene:
+    """The scene of one raw cloud, nothing visible yet."""
+    grid = subsample(derive_features(cloud, config), config.data.grid)
+    none = np.full(len(grid.coords), -1, dtype=np.int64)
+    return Scene(cloud, grid, none, none if grid.labels is None else grid.labels)
+
+
+def load_split(config: Config, dataset: Any, split: str) -> list[Scene]:
+    """Every scene of a split."""
+    names = dataset.scenes(split)
+    return [prepare(dataset.load(name), config) for name in progress(names, f"loading {split}")]
+
+
+def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
+    """The scenes with the labels of `labels` visible; a scene it does not name has none."""
+    return [replace(s, visible=visible(labels, s.grid)) for s in scenes]
+
+
+def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:
+    """The label set of a run: the file of a resumed run, the file the budget names, or a seeded draw.
+
+    Raises:
+        ValueError: the budget is wrong, a file belongs to other classes, or a class has no labelled point.
+    """
+    names = dataset.classes.names
+    budget = parse_budget(config.labels.budget)
+    if file is not None:
+        labels = LabelSet.load(file, classes=names)
+    elif budget.kind == "file":
+        labels = LabelSet.load(budget.path, classes=names)
+    else:
+        seed = config.seed if config.labels.seed is None else config.labels.seed
+        by_name = {s.name: s for s in scenes}
+
+        def load(name: str) -> tuple[PointCloud, GridCloud]:
+            return by_name[name].cloud, by_name[name].grid
+
+        labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
+    if labels.missing:
+        raise ValueError(
+            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(labels.missing)} in the training split; "
+            "label one, or leave the class out of the classes"
+        )
+    return labels
+
+
+def open_dataset(config: Config) -> Any:
+    """The dataset of a configuration."""
+    return load_dataset(config.data)

@@ -1,0 +1,110 @@
+"""The II-step: the classifier alone, trained on cached features of a frozen backbone (Eq. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mink_decouple.config import Config
+from mink_decouple.data.sampling import SampleIndex
+from mink_decouple.data.transforms import compose
+from mink_decouple.decouple.schedule import Stage, learning_rate
+from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
+from mink_decouple.engine.events import progress
+from mink_decouple.engine.objective import Objective
+from mink_decouple.engine.optim import make_optimizer, set_rate, take_step
+from mink_decouple.engine.predict import crops
+from mink_decouple.engine.runtime import derive_seed, generator
+from mink_decouple.engine.scenes import Scene
+from mink_decouple.models.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Features:
+    """Cached rows: features (m, D) float32, given labels, pseudo-labels and their confidence (m,)."""
+
+    feats: Tensor
+    target: Tensor
+    pseudo: Tensor
+    confidence: Tensor
+
+
+@torch.no_grad()
+def cache_features(
+    model: Segmenter,
+    config: Config,
+    scenes: Sequence[Scene],
+    labels: dict[str, SceneLabels],
+    classes: int,
+    device: torch.device,
+    key: str,
+    with_pseudo: bool,
+) -> Features:
+    """Features of the labelled rows of several augmented passes over the training set.
+
+    The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the II-step may
+    re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its statistics belong to all rows.
+    """
+    model.freeze("backbone").eval()
+    augment = compose(config.augment)
+    has_norm = any(isinstance(m, _BatchNorm) for m in model.classifier.modules())
+
+    def jobs() -> Iterator[Callable[[], Labelled]]:
+        for turn in range(config.ii.cache_passes):
+            for scene in scenes:
+                for number, index in enumerate(crops(config, scene, f"{key}/{turn}")):
+                    rng = generator(config.seed, key, scene.name, turn, number)
+
+                    def job(
+                        scene: Scene = scene, index: SampleIndex = index, rng: np.random.Generator = rng
+                    ) -> Labelled:
+                        return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng)
+
+                    yield job
+
+    parts = []
+    pick = torch.Generator().manual_seed(derive_seed(config.seed, key, "context"))
+    for item in progress(prefetch(jobs(), config.view.workers), "features"):
+        rows = (item.batch.target >= 0) | ((item.pseudo >= 0) if with_pseudo else False)
+        if has_norm:
+            rest = torch.nonzero(~rows).flatten()
+            rows[rest[torch.randperm(len(rest), generator=pick)[: config.ii.context]]] = True
+        moved = item.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+            feats = model.features(moved.batch)
+        rows = rows.to(device)
+        parts.append((feats[rows].float(), moved.batch.target[rows], moved.pseudo[rows], moved.confidence[rows]))
+    return Features(*(torch.cat(column) for column in zip(*parts)))
+
+
+def train_classifier(
+    model: Segmenter, config: Config, stage: Stage, cached: Features, objective: Objective, key: str
+) -> float:
+    """Train the classifier for the stage's epochs; returns the mean loss of the last one."""
+    optimizer = make_optimizer(config.optim, model.classifier)
+    model.train()
+    count = len(cached.target)
+    steps = -(-count // config.ii.rows)
+    order = torch.Generator().manual_seed(derive_seed(config.seed, key, "order"))
+    mean = 0.0
+    for epoch in progress(range(stage.epochs), stage.name):
+        losses = []
+        shuffled = torch.randperm(count, generator=order)
+        for step, rows in enumerate(shuffled.chunk(steps)):
+            rows = rows.to(cached.feats.device)
+            target, pseudo = cached.target[rows], cached.pseudo[rows]
+            counts = objective.counts(target, pseudo)
+            if len(rows) < 2 or max(counts.values()) == 0:
+                continue
+            set_rate(optimizer, learning_rate(stage, epoch, step, steps))
+            logits = model.classifier(cached.feats[rows])
+            loss, _ = objective(logits, target, pseudo, cached.confidence[rows], {k: float(v) for k, v in counts.items()})
+            take_step(config.optim, optimizer, model.classifier, loss, lambda: "cached features of the II-step")
+            losses.append(float(loss.detach()))
+        mean = sum(losses) / max(len(losses), 1)
+    return mean

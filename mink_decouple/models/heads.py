@@ -1,0 +1,52 @@
+"""Classifiers: one row of backbone features to one row of logits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mink_decouple.models.rows import Dense, truncated_normal_
+
+
+class LinearHead(nn.Module):
+    """One linear layer, the last 1x1x1 convolution of MinkUNet: (n, in_channels) -> (n, num_classes)."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (n, in_channels) -> logits (n, num_classes)."""
+        logits: Tensor = self.linear(features)
+        return logits
+
+
+class MLPHead(nn.Module):
+    """The last three dense layers of RandLA-Net, the classifier "MLPs-c" of the decoupled training: in -> 64 -> 32 -> num_classes."""
+
+    def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.fc1 = Dense(in_channels, 64)
+        self.fc2 = Dense(64, 32)
+        self.dropout = nn.Dropout(dropout)
+        self.fc3 = nn.Linear(32, num_classes)
+        truncated_normal_(self.fc3.weight)
+        nn.init.zeros_(self.fc3.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (n, in_channels) -> logits (n, num_classes)."""
+        logits: Tensor = self.fc3(self.dropout(self.fc2(self.fc1(features))))
+        return logits
+
+
+HEADS: dict[str, type[LinearHead] | type[MLPHead]] = {"linear": LinearHead, "mlp": MLPHead}
+
+
+def build_head(kind: str, in_channels: int, num_classes: int) -> LinearHead | MLPHead:
+    """The classifier called `kind`.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in HEADS:
+        raise ValueError(f"head is {kind!r}; choose one of {', '.join(HEADS)}")
+    return HEADS[kind](in_channels, num_classes)

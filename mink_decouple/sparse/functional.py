@@ -1,0 +1,122 @@
+"""The sparse convolution itself: forward and explicit backward, for every device and dtype.
+
+With ``T[k, u]`` the input row at offset ``k`` of output row ``u`` (absent neighbours contribute nothing):
+
+    out[u] = sum_k x[T[k, u]] @ W[k] + b        (correlation, as in MinkowskiEngine)
+
+The input gradient is the same operation with the opposite table and transposed weights, so one routine serves both. No step
+scatters with atomics: every output row is summed by one worker in one order, which makes results repeat bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from mink_decouple.sparse import cpu_kernel
+from mink_decouple.sparse.kernel_map import KernelMap, NeighborTable
+
+
+def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
+    """Convolve features over a kernel map.
+
+    Args:
+        feats: (n_in, C_in) float32, float64 or bfloat16.
+        kernel: (V, C_in, C_out), one matrix per kernel offset.
+        kernel_map: which rows meet.
+        bias: (1, C_out) or (C_out,), optional.
+
+    Returns:
+        (n_out, C_out) in the dtype of ``feats``, or autocast's where that is on. bfloat16 sums are carried in float32 on a CPU.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    volume = kernel_map.table.rows.shape[0]
+    if feats.ndim != 2 or kernel.shape[:2] != (volume, feats.shape[1]):
+        raise ValueError(
+            f"kernel must be ({volume}, {feats.shape[-1]}, C_out) for feats {tuple(feats.shape)}, got {tuple(kernel.shape)}"
+        )
+    if len(feats) != kernel_map.n_in:
+        raise ValueError(f"feats have {len(feats)} rows but the kernel map expects {kernel_map.n_in}")
+    device = feats.device.type
+    dtype = feats.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)  # type: ignore[no-untyped-call] # torch
+    return out if bias is None else out + bias.to(dtype)
+
+
+class _Convolution(torch.autograd.Function):
+    """Convolution without bias: a plain broadcast addition differentiates itself."""
+
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
+        ctx.save_for_backward(feats, kernel)
+        ctx.kernel_map = kernel_map
+        with torch.autocast(feats.device.type, enabled=False):
+            return gather_matmul_sum(feats, kernel, kernel_map.table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        feats, kernel = ctx.saved_tensors
+        kernel_map: KernelMap = ctx.kernel_map
+        grad_feats = grad_kernel = None
+        grad = grad.contiguous()
+        with torch.autocast(grad.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                back = kernel.transpose(1, 2)
+                if kernel_map.reverse is None:
+                    grad_feats = gather_matmul_sum(grad, back.flip(0), kernel_map.table)
+                else:
+                    grad_feats = gather_matmul_sum(grad, back, kernel_map.reverse)
+            if ctx.needs_input_grad[1]:
+                grad_kernel = gather_outer_sum(feats, grad, kernel_map.table)
+        return grad_feats, grad_kernel, None
+
+
+def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
+    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        return gather_matmul_sum(x.float(), weights.float(), table).to(x.dtype)
+    if cpu_kernel.usable(x):
+        return cpu_kernel.gather_matmul_sum(x, weights, table)
+    return gather_matmul_sum_torch(x, weights, table)
+
+
+def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
+    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
+    if cpu_kernel.usable(x):
+        return cpu_kernel.gather_outer_sum(x, y, table)
+    return gather_outer_sum_torch(x, y, table)
+
+
+def gather_matmul_sum_torch(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
+    """:func:`gather_matmul_sum` in plain torch operations: one gather, a product per offset, one segmented sum."""
+    pairs = table.pairs
+    if not len(pairs.source) or not weights.shape[2]:
+        return x.new_zeros(table.rows.shape[1], weights.shape[2])
+    gathered = x.index_select(0, pairs.source)
+    products = x.new_empty(len(gathered), weights.shape[2])
+    for k, (start, end) in enumerate(zip(pairs.splits, pairs.splits[1:])):
+        if end > start:
+            torch.mm(gathered[start:end], weights[k], out=products[start:end])
+    return F.embedding_bag(pairs.order, products, pairs.starts, mode="sum")
+
+
+def gather_outer_sum_torch(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
+    """:func:`gather_outer_sum` in plain torch operations."""
+    pairs = table.pairs
+    gathered_x, gathered_y = x.index_select(0, pairs.source), y.index_select(0, pairs.target)
+    out = x.new_zeros(table.rows.shape[0], x.shape[1], y.shape[1])
+    for k, (start, end) in enumerate(zip(pairs.splits, pairs.splits[1:])):
+        if end > start:
+            torch.mm(gathered_x[start:end].t(), gathered_y[start:end], out=out[k])
+    return out

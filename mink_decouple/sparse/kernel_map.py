@@ -1,0 +1,303 @@
+"""Which input row meets which output row under which kernel offset: pure functions on packed, sorted coordinates.
+
+A voxel ``(batch, x, y, z)`` becomes one int64 key with the batch in the top bits and z in the lowest, so that sorting keys sorts
+voxels and a neighbour is ``key + constant``. Coordinates keep their absolute units at every stride, and strided coordinates are
+``floor(c / s) * s`` (true floor), as in MinkowskiEngine. Offsets run x fastest: for odd K offset ``i`` is
+``(i % K - K // 2, i // K % K - K // 2, i // K**2 - K // 2)`` times the stride; for K = 2 it is ``(i % 2, i // 2 % 2, i // 4)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+AXIS_BITS = 18
+BATCH_LIMIT = 2 ** (63 - 3 * AXIS_BITS)
+GUARD = 2048
+"""Free coordinates kept at both ends of an axis, so that ``key + offset`` never runs into the next axis."""
+_BIAS = 2 ** (AXIS_BITS - 1)
+AXIS_LIMIT = _BIAS - GUARD
+_AXIS_MASK = 2**AXIS_BITS - 1
+_SHIFTS = (3 * AXIS_BITS, 2 * AXIS_BITS, AXIS_BITS, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The present entries of a neighbour table as lists, grouped by kernel offset.
+
+    Attributes:
+        source: (P,) int64, input row of each pair.
+        target: (P,) int64, output row of each pair, ascending within one offset.
+        splits: V + 1 pair numbers; offset ``k`` owns the pairs ``splits[k]:splits[k + 1]``.
+        order: (P,) int64, the pair numbers regrouped by output row, offsets ascending.
+        starts: (n_out,) int64, where each output row's group begins in ``order``.
+    """
+
+    source: Tensor
+    target: Tensor
+    splits: tuple[int, ...]
+    order: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborTable:
+    """For every kernel offset and output row the input row that lies there.
+
+    Attributes:
+        rows: (V, n_out) int32, input row or -1.
+        n_source: number of input rows.
+    """
+
+    rows: Tensor
+    n_source: int
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The table as pair lists, for the engine of plain torch operations."""
+        present = self.rows >= 0
+        offset, target = present.nonzero(as_tuple=True)
+        counts = present.sum(0)
+        splits = [0, *present.sum(1).cumsum(0).tolist()]
+        return Pairs(
+            source=self.rows[offset, target].long(),
+            target=target,
+            splits=tuple(splits),
+            order=torch.sort(target, stable=True).indices,
+            starts=counts.cumsum(0) - counts,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """A neighbour table and the table of the opposite direction, which the input gradient needs.
+
+    ``reverse`` is None for a map of a coordinate set onto itself: there the opposite of offset ``k`` is offset ``V - 1 - k``.
+    """
+
+    table: NeighborTable
+    reverse: NeighborTable | None = None
+
+    @property
+    def n_in(self) -> int:
+        """Number of input rows."""
+        return self.table.n_source
+
+    @property
+    def n_out(self) -> int:
+        """Number of output rows."""
+        return self.table.rows.shape[1]
+
+    def swapped(self) -> KernelMap:
+        """The map from outputs to inputs: that of the transposed convolution."""
+        if self.reverse is None:
+            raise ValueError("a map of a coordinate set onto itself has no separate transposed map")
+        return KernelMap(self.reverse, self.table)
+
+
+def pack(coords: Tensor) -> Tensor:
+    """Pack integer voxel coordinates into keys whose order is the order of ``(batch, x, y, z)``.
+
+    Args:
+        coords: (N, 4) integers ``[batch, x, y, z]``.
+
+    Returns:
+        (N,) int64 keys, one per row and in row order.
+
+    Raises:
+        ValueError: a coordinate lies outside +-AXIS_LIMIT or a batch index outside 0..BATCH_LIMIT - 1.
+    """
+    if len(coords):
+        low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
+        if low[0] < 0 or high[0] >= BATCH_LIMIT:
+            raise ValueError(f"batch index {low[0] if low[0] < 0 else high[0]} is outside 0..{BATCH_LIMIT - 1}")
+        extreme = max(high[1:] + [-value for value in low[1:]])
+        if extreme > AXIS_LIMIT:
+            raise ValueError(
+                f"voxel coordinate of magnitude {extreme} exceeds {AXIS_LIMIT}: centre the cloud or take a larger voxel size"
+            )
+    wide = coords.long()
+    keys = wide[:, 0] << _SHIFTS[0]
+    for axis in (1, 2, 3):
+        keys = keys | ((wide[:, axis] + _BIAS) << _SHIFTS[axis])
+    return keys
+
+
+def unpack(keys: Tensor) -> Tensor:
+    """The (N, 4) int32 coordinates ``[batch, x, y, z]`` of (N,) int64 keys; the inverse of :func:`pack`."""
+    columns = [keys >> _SHIFTS[0]] + [((keys >> shift) & _AXIS_MASK) - _BIAS for shift in _SHIFTS[1:]]
+    return torch.stack(columns, dim=1).int()
+
+
+def sort_keys(keys: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Sort keys.
+
+    Returns:
+        The sorted keys and the (N,) int64 row of each of them, or None where the keys were sorted already.
+
+    Raises:
+        ValueError: two rows hold the same voxel.
+    """
+    order = None
+    if bool((keys[1:] < keys[:-1]).any()):
+        keys, order = torch.sort(keys)
+    repeated = keys[1:] == keys[:-1]
+    if bool(repeated.any()):
+        voxel = unpack(keys[1:][repeated][:1])[0].tolist()
+        raise ValueError(f"voxel [batch, x, y, z] = {voxel} occurs more than once: quantise the points first")
+    return keys, order
+
+
+def kernel_offsets(kernel_size: int) -> list[tuple[int, int, int]]:
+    """The (x, y, z) offsets of a cubic kernel in units of the stride, x fastest; centred for an odd size."""
+    first = -(kernel_size // 2) if kernel_size % 2 else 0
+    span = range(first, first + kernel_size)
+    return [(x, y, z) for z in span for y in span for x in span]
+
+
+def check_stride(stride: int) -> None:
+    """Refuse strides the packed keys cannot express.
+
+    Raises:
+        ValueError: ``stride`` is no power of two or too large.
+    """
+    if stride < 1 or stride & (stride - 1) or stride > GUARD // 2:
+        raise ValueError(f"tensor stride {stride} is not a power of two in 1..{GUARD // 2}")
+
+
+def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride: int = 1) -> KernelMap:
+    """The map of a stride-1 convolution, whose outputs are exactly its inputs.
+
+    Args:
+        keys: (n,) int64 sorted unique keys.
+        order: (n,) int64 row of each key, None for the identity.
+        kernel_size: odd.
+        stride: spacing of the coordinates, a power of two.
+
+    Returns:
+        A symmetric map with a (K^3, n) table.
+
+    Raises:
+        ValueError: even kernel size, or a reach beyond the guard band.
+    """
+    check_stride(stride)
+    if kernel_size % 2 == 0 or kernel_size < 1:
+        raise ValueError(f"kernel size {kernel_size} of a stride-1 convolution must be odd")
+    if kernel_size // 2 * stride > GUARD // 2:
+        raise ValueError(f"kernel size {kernel_size} at tensor stride {stride} reaches beyond {GUARD // 2} voxels")
+    if keys.device.type == "cpu":
+        rows = np.arange(len(keys), dtype=np.int32) if order is None else order.numpy().astype(np.int32)
+        table = np.full((kernel_size**3, len(keys)), -1, dtype=np.int32)
+        _merge_submanifold(keys.numpy(), rows, kernel_size, stride, table)
+        return KernelMap(NeighborTable(torch.from_numpy(table), len(keys)))
+    return KernelMap(NeighborTable(submanifold_table_torch(keys, order, kernel_size, stride), len(keys)))
+
+
+def submanifold_table_torch(keys: Tensor, order: Tensor | None, kernel_size: int, stride: int = 1) -> Tensor:
+    """The (K^3, n) int32 table of :func:`submanifold_map` by binary search: for any device, and the oracle of the tests."""
+    n = len(keys)
+    offsets = kernel_offsets(kernel_size)
+    table = torch.full((len(offsets), n), -1, dtype=torch.int32, device=keys.device)
+    rows = torch.arange(n, device=keys.device) if order is None else order
+    table[len(offsets) // 2, rows] = rows.int()
+    for index in range(len(offsets) // 2 if n else 0):
+        x, y, z = (component * stride for component in offsets[index])
+        wanted = keys + ((x << _SHIFTS[1]) + (y << _SHIFTS[2]) + z)
+        found = torch.searchsorted(keys, wanted).clamp_(max=n - 1)
+        here = (keys[found] == wanted).nonzero().squeeze(1)
+        there = found[here]
+        table[index, rows[here]] = rows[there].int()
+        table[len(offsets) - 1 - index, rows[there]] = rows[here].int()
+    return table
+
+
+def strided_keys(keys: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Floor coordinates onto the next coarser grid, from ``stride`` to ``2 * stride``.
+
+    Args:
+        keys: (n,) int64 unique keys at ``stride``.
+        stride: power of two.
+
+    Returns:
+        The (m,) int64 sorted unique coarse keys and the (n,) int64 coarse row of each fine key.
+    """
+    check_stride(2 * stride)
+    # The axis bias is a multiple of every stride, so clearing low bits is a floor also for negative coordinates.
+    low = 2 * stride - 1
+    clear = sum(low << shift for shift in _SHIFTS[1:])
+    coarse, order = torch.sort(keys & ~clear)
+    first = torch.ones_like(coarse, dtype=torch.bool)
+    torch.ne(coarse[1:], coarse[:-1], out=first[1:])
+    parent = torch.empty_like(order)
+    parent[order] = first.cumsum(0) - 1
+    return coarse[first], parent
+
+
+def strided_map(keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: int, stride: int) -> KernelMap:
+    """The map of a convolution with kernel 2 and stride 2, from the grid at ``stride`` to that at ``2 * stride``.
+
+    Args:
+        keys: (n,) int64 sorted unique keys of the fine grid.
+        order: (n,) int64 row of each key, None for the identity.
+        parent: (n,) int64 coarse row of each key, as :func:`strided_keys` gives it.
+        n_coarse: number of coarse rows.
+        stride: of the fine grid.
+
+    Returns:
+        A map with an (8, m) table and an (8, n) reverse table; its ``swapped()`` is the transposed convolution's.
+    """
+    n = len(keys)
+    bit = stride.bit_length() - 1
+    x, y, z = (((keys >> (shift + bit)) & 1) for shift in _SHIFTS[1:])
+    offset = x + 2 * y + 4 * z
+    rows = torch.arange(n, device=keys.device) if order is None else order
+    down = torch.full((8, n_coarse), -1, dtype=torch.int32, device=keys.device)
+    down[offset, parent] = rows.int()
+    up = torch.full((8, n), -1, dtype=torch.int32, device=keys.device)
+    up[offset, rows] = parent.int()
+    return KernelMap(NeighborTable(down, n), NeighborTable(up, n_coarse))
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_submanifold(keys, rows, kernel_size, stride, table):  # type: ignore[no-untyped-def] # compiled by numba
+    """Fill ``table`` by walking the sorted keys against themselves, one (dx, dy) column of neighbours at a time.
+
+    A shifted sorted list is still sorted, so a pointer that only moves forward finds every neighbour. Half of the columns are
+    enough: each pair found is written in both directions.
+    """
+    n = len(keys)
+    volume = table.shape[0]
+    radius = kernel_size // 2
+    reach = 2 * radius * stride
+    bit = 0
+    while (1 << bit) < stride:
+        bit += 1
+    for i in range(n):
+        table[volume // 2, rows[i]] = rows[i]
+        j = i + 1
+        while j < n and keys[j] - keys[i] <= radius * stride:
+            steps = (keys[j] - keys[i]) >> bit
+            index = volume // 2 + steps * kernel_size * kernel_size
+            table[index, rows[i]] = rows[j]
+            table[volume - 1 - index, rows[j]] = rows[i]
+            j += 1
+    for dx in range(0, radius + 1):
+        for dy in range(-radius if dx > 0 else 1, radius + 1):
+            shift = ((dx * stride) << (2 * AXIS_BITS)) + ((dy * stride) << AXIS_BITS) - radius * stride
+            column = (dy + radius) * kernel_size + dx + radius
+            p = 0
+            for i in range(n):
+                wanted = keys[i] + shift
+                while p < n and keys[p] < wanted:
+                    p += 1
+                j = p
+                while j < n and keys[j] - wanted <= reach:
+                    index = ((keys[j] - wanted) >> bit) * kernel_size * kernel_size + column
+                    table[index, rows[i]] = rows[j]
+                    table[volume - 1 - index, rows[j]] = rows[i]
+                    j += 1
