@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from eigen_features import CHUNK, Array, eigen_features, planar_spacing, thin
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from tqdm import tqdm
@@ -35,32 +35,8 @@ from mink_decouple.data.grid import subsample
 from mink_decouple.data.ground import height_above_ground
 from mink_decouple.metrics import ConfusionMatrix
 
-Array = NDArray[np.float32]
-
-SHAPE_NAMES = (
-    "linearity",
-    "planarity",
-    "sphericity",
-    "omnivariance",
-    "anisotropy",
-    "eigenentropy",
-    "surface_variation",
-    "eigenvalue_sum",
-    "verticality",
-    "axis_verticality",
-    "neighbors",
-    "distance_to_mean",
-    "z_range",
-    "z_above_min",
-    "z_below_max",
-    "z_std",
-    "z_to_mean",
-)
-"""Columns of :func:`eigen_features`, in order; means and deviations of the attributes follow them."""
-
 POINT_FEATURES = ("rgb", "intensity", "remission", "return_number", "number_of_returns")
 THINNING = 5.0
-CHUNK = 32_768
 
 
 @dataclass(frozen=True)
@@ -87,120 +63,12 @@ class Settings:
     ground: bool = True
 
 
-def thin(coords: NDArray[np.floating], cell: float) -> NDArray[np.int64]:
-    """Index of one point per occupied cell of a grid of ``cell`` metres, in ascending order."""
-    cells = np.floor((coords - coords.min(axis=0)) / cell).astype(np.int64)
-    _, first = np.unique(cells, axis=0, return_index=True)
-    return np.sort(first)
-
-
-def planar_spacing(coords: NDArray[np.floating]) -> float:
-    """Metres between neighbours in plan: the root of the occupied area over the number of points."""
-    cell = 10.0
-    cells = np.floor(coords[:, :2] / cell).astype(np.int64)
-    return cell * float(np.sqrt(len(np.unique(cells, axis=0)) / len(coords)))
-
-
 def default_radii(coords: NDArray[np.floating], ground: bool) -> tuple[float, ...]:
     """Furniture-sized spheres indoors; outdoors 1, 2, 4 and 8 times the spacing in plan, from half a metre up."""
     if not ground:
         return 0.15, 0.4, 1.0
     unit = max(0.5, round(planar_spacing(coords), 1))
     return unit, 2 * unit, 4 * unit, 8 * unit
-
-
-def eigen_features(
-    coords: NDArray[np.floating],
-    queries: NDArray[np.floating],
-    radius: float,
-    max_neighbors: int = 64,
-    attributes: NDArray[np.floating] | None = None,
-) -> Array:
-    """Describe the sphere around each query by the eigenvalues of its covariance and by its heights.
-
-    With eigenvalues ``a >= b >= c``: linearity ``(a-b)/a``, planarity ``(b-c)/a``, sphericity ``c/a``, omnivariance
-    ``(abc)^(1/3)``, anisotropy ``(a-c)/a``, eigenentropy ``-sum p ln p`` and surface variation ``c/(a+b+c)`` with ``p``
-    the eigenvalues over their sum (Weinmann et al. 2015); verticality ``1 - |n_z|`` of the normal. A sphere of fewer
-    than three points has no shape: its shape columns are zero.
-
-    Args:
-        coords: (N, 3) metres, the cloud whose points are the neighbours.
-        queries: (Q, 3) metres, where to compute.
-        radius: metres.
-        max_neighbors: only the nearest this many points of a sphere are used.
-        attributes: (N, A) per point; their neighbourhood means and standard deviations are appended.
-
-    Returns:
-        (Q, len(SHAPE_NAMES) + 2 A) float32.
-
-    Raises:
-        ValueError: the cloud is empty or the radius is not positive.
-    """
-    if len(coords) == 0:
-        raise ValueError("eigen_features: the cloud has no point")
-    if radius <= 0:
-        raise ValueError(f"radius: {radius} is not positive")
-    tree = cKDTree(coords)
-    points = np.asarray(coords, dtype=np.float64)
-    values = np.zeros((len(coords), 0)) if attributes is None else np.asarray(attributes, dtype=np.float64)
-    out = np.empty((len(queries), len(SHAPE_NAMES) + 2 * values.shape[1]), dtype=np.float32)
-    k = min(max_neighbors, len(coords))
-    for start in range(0, len(queries), CHUNK):
-        centres = np.asarray(queries[start : start + CHUNK], dtype=np.float64)
-        _, index = tree.query(centres, k=[*range(1, k + 1)], distance_upper_bound=radius, workers=-1)
-        out[start : start + CHUNK] = _describe(points, values, centres, index)
-    return out
-
-
-def _describe(
-    points: NDArray[np.float64], values: NDArray[np.float64], centres: NDArray[np.float64], index: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Columns of eigen_features for a chunk; ``index`` (Q, k) holds ``len(points)`` where a neighbour is missing."""
-    valid = index < len(points)
-    index = np.where(valid, index, 0)
-    count = valid.sum(axis=1)
-    n = np.maximum(count, 1)[:, None]
-    # Offsets from the query keep the covariance accurate far from the origin.
-    offsets = (points[index] - centres[:, None]) * valid[..., None]
-    mean = offsets.sum(axis=1) / n
-    centred = (offsets - mean[:, None]) * valid[..., None]
-    covariance = np.einsum("qki,qkj->qij", centred, centred) / n[..., None]
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    c, b, a = np.clip(eigenvalues, 0.0, None).T
-    shaped = (count >= 3) & (a > 0)
-    top = np.where(shaped, a, 1.0)
-    total = np.where(shaped, a + b + c, 1.0)
-    p = np.stack([a, b, c], axis=1) / total[:, None]
-    entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=1)
-    shape = np.stack(
-        [
-            (a - b) / top,
-            (b - c) / top,
-            c / top,
-            np.cbrt(a * b * c),
-            (a - c) / top,
-            entropy,
-            c / total,
-            a + b + c,
-            1.0 - np.abs(vectors[:, 2, 0]),
-            np.abs(vectors[:, 2, 2]),
-        ],
-        axis=1,
-    )
-    shape[~shaped] = 0.0
-    z = offsets[..., 2]
-    empty = count == 0
-    low = np.where(empty, 0.0, np.where(valid, z, np.inf).min(axis=1))
-    high = np.where(empty, 0.0, np.where(valid, z, -np.inf).max(axis=1))
-    z_std = np.sqrt(np.clip(covariance[:, 2, 2], 0.0, None))
-    heights = np.stack([high - low, -low, high, z_std, mean[:, 2]], axis=1)
-    columns = [shape, count[:, None], np.linalg.norm(mean, axis=1)[:, None], heights]
-    if values.shape[1]:
-        near = values[index] * valid[..., None]
-        average = near.sum(axis=1) / n
-        spread = ((near - average[:, None]) * valid[..., None]) ** 2
-        columns += [average, np.sqrt(spread.sum(axis=1) / n)]
-    return np.concatenate(columns, axis=1)
 
 
 def features(

@@ -10,26 +10,29 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
-def load() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "random_forest.py"
-    spec = importlib.util.spec_from_file_location("random_forest", path)
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["random_forest"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-rf = load()
+# Under its own name first, as the script beside it imports it.
+eigen = load("eigen_features")
+rf = load("random_forest")
 
 
 def column(table: np.ndarray, name: str) -> np.ndarray:
-    return table[:, rf.SHAPE_NAMES.index(name)]
+    return table[:, eigen.SHAPE_NAMES.index(name)]
 
 
 def shape_of(points: np.ndarray) -> np.ndarray:
-    return rf.eigen_features(points, np.zeros((1, 3)), radius=1.0, max_neighbors=2000)
+    return eigen.eigen_features(points, np.zeros((1, 3)), radius=1.0, max_neighbors=2000)
 
 
 def test_a_line_a_plane_and_a_ball_are_told_apart():
@@ -54,7 +57,7 @@ def test_a_line_a_plane_and_a_ball_are_told_apart():
 def test_features_equal_a_loop_over_the_neighbours():
     rng = np.random.default_rng(1)
     coords, value = rng.uniform(0, 1, (80, 3)), rng.normal(size=(80, 1))
-    table = rf.eigen_features(coords, coords[:10], 0.4, 500, value)
+    table = eigen.eigen_features(coords, coords[:10], 0.4, 500, value)
     for query, row in zip(coords[:10], table):
         near = np.linalg.norm(coords - query, axis=1) < 0.4
         points = coords[near]
@@ -74,7 +77,7 @@ def test_features_equal_a_loop_over_the_neighbours():
             "z_to_mean": points[:, 2].mean() - query[2],
         }
         for name, number in expected.items():
-            assert row[rf.SHAPE_NAMES.index(name)] == pytest.approx(number, rel=1e-4, abs=1e-6), name
+            assert row[eigen.SHAPE_NAMES.index(name)] == pytest.approx(number, rel=1e-4, abs=1e-6), name
         assert row[-2] == pytest.approx(value[near].mean(), rel=1e-4)
         assert row[-1] == pytest.approx(value[near].std(), rel=1e-4)
 
@@ -83,13 +86,13 @@ def test_features_do_not_change_when_the_scene_moves_or_turns_about_the_vertical
     rng = np.random.default_rng(2)
     coords = rng.uniform(0, 1, (200, 3))
     moved = Rotation.from_euler("z", 40, degrees=True).apply(coords) + np.array([1000.0, -500.0, 80.0])
-    first, second = rf.eigen_features(coords, coords, 0.3), rf.eigen_features(moved, moved, 0.3)
+    first, second = eigen.eigen_features(coords, coords, 0.3), eigen.eigen_features(moved, moved, 0.3)
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_lonely_points_have_finite_features():
     coords = np.array([[0.0, 0, 0], [10, 0, 0], [10.1, 0, 0]])
-    table = rf.eigen_features(coords, np.vstack([coords, [[50.0, 50, 50]]]), 1.0, attributes=np.ones((3, 1)))
+    table = eigen.eigen_features(coords, np.vstack([coords, [[50.0, 50, 50]]]), 1.0, attributes=np.ones((3, 1)))
     assert np.isfinite(table).all()
     assert column(table, "neighbors").tolist() == [1, 2, 2, 0]
     assert (column(table, "linearity") == 0).all()
@@ -97,12 +100,12 @@ def test_lonely_points_have_finite_features():
 
 def test_no_more_neighbours_than_asked_are_used():
     coords = np.random.default_rng(3).uniform(0, 1, (300, 3))
-    assert column(rf.eigen_features(coords, coords, 5.0, 20), "neighbors").max() == 20
+    assert column(eigen.eigen_features(coords, coords, 5.0, 20), "neighbors").max() == 20
 
 
 def test_thinning_keeps_one_point_per_cell():
     coords = np.array([[0.0, 0, 0], [0.1, 0, 0], [0.6, 0, 0], [0.7, 0.6, 0]])
-    assert rf.thin(coords, 0.5).tolist() == [0, 2, 3]
+    assert eigen.thin(coords, 0.5).tolist() == [0, 2, 3]
 
 
 def test_asking_for_some_points_gives_their_rows_of_the_whole():
@@ -148,7 +151,7 @@ def test_spread_is_the_sample_deviation_over_known_values():
 def test_spacing_in_plan_of_a_grid_is_its_step():
     x, y = np.meshgrid(np.arange(0, 40, 2.0), np.arange(0, 40, 2.0))
     grid = np.column_stack([x.ravel(), y.ravel(), np.zeros(x.size)])
-    assert rf.planar_spacing(grid) == pytest.approx(2.0)
+    assert eigen.planar_spacing(grid) == pytest.approx(2.0)
     assert rf.default_radii(grid, ground=True) == (2.0, 4.0, 8.0, 16.0)
 
 

@@ -130,6 +130,11 @@ def classes_from_mapping(content: Any, source: str) -> Classes:
         raise ValueError(f"{source}: needs a key 'classes' with at least one class")
     entries = content["classes"]
     if isinstance(entries, list):
+        repeated = [name for index, name in enumerate(entries) if name in entries[:index]]
+        if repeated:
+            raise ValueError(f"{source}: class {repeated[0]!r} is listed twice")
+        if not all(isinstance(name, str) for name in entries):
+            raise ValueError(f"{source}: 'classes' as a list must hold names, found {entries!r}")
         entries = {name: {"raw": index} for index, name in enumerate(entries)}
     if not isinstance(entries, Mapping):
         raise ValueError(f"{source}: 'classes' must map names to raw ids, found {entries!r}")

@@ -53,7 +53,7 @@ def subsample(cloud: PointCloud, size: float) -> GridCloud:
     """
     try:
         # Cells are counted from the lowest corner, as RandLA-Net does: scanner coordinates are whole millimetres, so
-        # many lie on a cell border, and published counts come from this rounding. It also keeps far clouds within reach.
+        # many lie on a cell border, and published counts come from this rounding. It keeps far clouds within reach too.
         lowest = cloud.coords.min(axis=0) if len(cloud) else np.zeros(3, np.float32)
         voxels = voxelise(cloud.coords, size, origin=np.floor(lowest / size) * size if size > 0 else None)
     except ValueError as error:

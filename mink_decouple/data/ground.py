@@ -140,7 +140,7 @@ def _interpolate(grid: np.ndarray, xy: np.ndarray, cell: float) -> np.ndarray:
 
 
 def _sample(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Bilinear values at (2, M) places in cells, cell middles being whole; slopes go on half a cell beyond the outer ones."""
+    """Bilinear values at (2, M) places in cells, whole at cell middles; slopes go on beyond the outer middles."""
     return ndimage.map_coordinates(_pad(grid), places + 1, order=1, mode="nearest")
 
 

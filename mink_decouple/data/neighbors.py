@@ -16,8 +16,8 @@ from torch import Tensor
 
 _WIDEN = 3.0  # factor of the cell edge for queries that found too little nearby
 _PER_CELL = 0.7  # points per cell aimed at, for each neighbour wanted
+_FAR = 2.0**40
 _MAX_CELLS = 2**20  # per axis, so that a packed key fits in 63 bits
-_MAX_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,27 @@ def _search(
     for t in range(len(todo)):
         q = todo[t]
         px, py, pz = np.float64(query[q, 0]), np.float64(query[q, 1]), np.float64(query[q, 2])
-        fx, fy, fz = (px - low[0]) / size, (py - low[1]) / size, (pz - low[2]) / size
+        # a query beyond any sensible distance must not overflow its cell number
+        fx = min(max((px - low[0]) / size, -_FAR), _FAR)
+        fy = min(max((py - low[1]) / size, -_FAR), _FAR)
+        fz = min(max((pz - low[2]) / size, -_FAR), _FAR)
         cx, cy, cz = np.int64(np.floor(fx)), np.int64(np.floor(fy)), np.int64(np.floor(fz))
         # distance from the query to the nearest wall of its own cell, in cells
         wall = min(min(min(fx - cx, cx + 1 - fx), min(fy - cy, cy + 1 - fy)), min(fz - cz, cz + 1 - fz))
         away = max(max(max(-cx, cx - extent[0]), max(-cy, cy - extent[1])), max(-cz, cz - extent[2]))
         first = max(away, 0)
+        if first > rings:
+            # a slab of far cells could be as wide as the whole grid
+            left[n_left] = q
+            n_left += 1
+            continue
         last = max(
             max(max(cx, extent[0] - cx), max(cy, extent[1] - cy)),
             max(cz, extent[2] - cz),
         )
         count = 0
         done = False
-        for ring in range(first, min(last, first + rings) + 1):
+        for ring in range(first, min(last - first, rings) + first + 1):
             for x in range(max(cx - ring, 0), min(cx + ring, extent[0]) + 1):
                 shell_x = x == cx - ring or x == cx + ring
                 for y in range(max(cy - ring, 0), min(cy + ring, extent[1]) + 1):
@@ -246,18 +254,18 @@ def _grid_search(query: np.ndarray, support: np.ndarray, low: np.ndarray, span: 
     """Fill `found` (m, k), widening the cells for the queries that sit in thin air."""
     wanted = found.shape[1]
     size = _first_cell_size(support, span, per_cell=max(2.0, _PER_CELL * wanted))
-    todo = np.empty(0, np.int64)
-    for step in range(_MAX_ROUNDS):
+    todo: np.ndarray | None = None
+    while True:
         keys = _cell_keys(support, low, size)
         order = np.argsort(keys, kind="stable")
         extent = np.floor((support.max(axis=0).astype(np.float64) - low) / size).astype(np.int64)
-        if step == 0:
+        if todo is None:
             # cell order keeps the cells of one query warm for the next
             todo = order if query is support else np.argsort(_cell_keys(np.maximum(query, low), low, size))
         table, start, end, bits = _build_table(keys[order])
         rings = 1 if wanted == 1 else 2
-        if step == _MAX_ROUNDS - 1:
-            rings = int(extent.max()) + 1
+        if extent.max() <= 1:
+            rings = 2**62
         todo = _search(query, todo, support[order], order, low, extent, size, table, start, end, bits, rings, found)
         if len(todo) == 0:
             return

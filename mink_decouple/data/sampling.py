@@ -123,8 +123,8 @@ class CropSampler:
     """Spatially regular crops by possibility (RandLA-Net), optionally centred on labelled points.
 
     Every grid point has a possibility, at first U(0, 1e-3). A draw takes the scene with the smallest minimum, centres
-    on that point, takes the nearest points and raises their possibility by ``visit_weight``. A scene that fits a crop is
-    taken whole, about the middle of its bounding box, and all its points rise alike.
+    on that point, takes the nearest points and raises their possibility by ``visit_weight``. A scene that fits a crop
+    is taken whole, about the middle of its bounding box, and all its points rise alike.
     """
 
     def __init__(

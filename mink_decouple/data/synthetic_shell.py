@@ -18,11 +18,11 @@ def add_door(plan: Plan, sides: tuple[int, ...] = (0, 1, 2, 3), open_chance: flo
     kit, label = plan.wall_kit(*found), Label.DOOR
     trim = look.trim if dice.chance(0.5) else look.metal_paint()
     for x in (-w / 2 - 0.07, w / 2):
-        kit.box((x, x + 0.07), (-0.14, 0.015), (0.0, h), label, trim)
-    kit.box((-w / 2 - 0.07, w / 2 + 0.07), (-0.14, 0.015), (h, h + 0.07), label, trim)
-    paint = look.wall() if dice.chance(0.2) else look.wood()
+        kit.box((x, x + 0.07), (-0.14, 0.03), (0.0, h), label, trim)
+    kit.box((-w / 2 - 0.07, w / 2 + 0.07), (-0.14, 0.03), (h, h + 0.07), label, trim)
+    paint = look.wall() if dice.chance(0.12) else look.wood()
     glass, leaves = dice.chance(0.2), 2 if double else 1
-    leaf_w, recess = w / leaves, dice.uniform(0.02, 0.1)
+    leaf_w, recess = w / leaves, dice.uniform(0.03, 0.1)
     for i in range(leaves):
         angle = dice.uniform(0.5, 1.15) if dice.chance(open_chance) and w < 1.2 else 0.0
         y = 0.01 if angle else -recess - 0.045
@@ -52,7 +52,7 @@ def add_window(plan: Plan, sides: tuple[int, ...], w: float, h: float, sill: flo
     found = plan.spot(w, (sill, sill + h), opening=True, sides=sides)
     if found is None:
         return False
-    kit, back = plan.wall_kit(*found), -dice.uniform(0.05, 0.14)
+    kit, back = plan.wall_kit(*found), -dice.uniform(0.09, 0.17)
     frame = look.metal_paint() if dice.chance(0.5) else look.wood() if dice.chance(0.4) else look.wall()
     x, rim = w / 2, 0.06
     for side in (-x, x - rim):
@@ -63,15 +63,15 @@ def add_window(plan: Plan, sides: tuple[int, ...], w: float, h: float, sill: flo
     for i in range(1, panes):
         at = -x + w * i / panes
         kit.box((at - 0.025, at + 0.025), (back - 0.025, back + 0.025), (sill, sill + h), label, frame)
-    sky = dice.uniform(0.3, 0.8)
-    kit.box((-x, x), (back - 0.008, back), (sill, sill + h), label, Paint((sky * 0.9, sky * 0.97, sky), GLASS))
+    sky = dice.uniform(0.35, 0.85)
+    kit.box((-x, x), (back - 0.008, back), (sill, sill + h), label, Paint((sky * 0.7, sky * 0.87, sky), GLASS))
     if sill > 0.3:
         kit.box(
             (-x - 0.03, x + 0.03), (back, 0.06), (sill - 0.03, sill), label, look.wall() if dice.chance(0.5) else frame
         )
-    if dice.chance(0.4):
+    if dice.chance(0.25):
         blind = look.wall() if dice.chance(0.5) else look.board()
-        kit.box((-x + 0.01, x - 0.01), (-0.03, -0.01), (sill + h * dice.uniform(0.0, 0.8), sill + h), label, blind)
+        kit.box((-x + 0.01, x - 0.01), (-0.07, -0.05), (sill + h * dice.uniform(0.0, 0.8), sill + h), label, blind)
     return True
 
 
@@ -147,7 +147,7 @@ def add_soffit(plan: Plan) -> None:
 
 def draw_board(kit: Kit, dice: Dice, look: Look, w: float, h: float, z: float) -> None:
     """Draw a white, black or pin board on y = 0: frame, panel, tray."""
-    label, depth = Label.BOARD, dice.uniform(0.015, 0.04)
+    label, depth = Label.BOARD, dice.uniform(0.03, 0.07)
     kit.box((-w / 2, w / 2), (0.0, depth), (z, z + h), label, look.metal_paint() if dice.chance(0.6) else look.wood())
     kit.box((-w / 2 + 0.03, w / 2 - 0.03), (depth, depth + 0.004), (z + 0.03, z + h - 0.03), label, look.board())
     if dice.chance(0.6):
@@ -177,7 +177,7 @@ def draw_shell(plan: Plan) -> None:
             top.box(
                 (x - 0.3, x + 0.3), (y - 0.3, y + 0.3), (h - 0.006, h), Label.CEILING, Paint((0.97, 0.97, 0.95), PLAIN)
             )
-    accent = dice.count(0, 7)
+    accent = dice.count(0, 15)
     for side in range(4):
         length, paint = plan.wall_length(side), look.wall()
         if side == accent:

@@ -35,12 +35,12 @@ class Difficulty:
         outliers: share of points thrown off their surface, 0..1.
     """
 
-    color_overlap: float = 0.55
+    color_overlap: float = 0.4
     color_noise: float = 0.06
-    light_spread: float = 0.16
+    light_spread: float = 0.12
     range_noise: float = 0.014
-    style_shift: float = 0.6
-    look_alikes: float = 0.5
+    style_shift: float = 0.4
+    look_alikes: float = 0.35
     clutter: float = 1.0
     outliers: float = 0.002
 

@@ -105,5 +105,7 @@ def evaluate_checkpoint(
 
 def predict_raw(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
     """(N,) int64 train ids of every raw point of a scene."""
-    ids: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)[scene.grid.inverse]
+    ids: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)[
+        scene.grid.inverse
+    ]
     return ids

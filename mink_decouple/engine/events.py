@@ -27,7 +27,9 @@ class Events:
 
         self.path = folder / "metrics.jsonl"
         if keep_bytes and (not self.path.is_file() or self.path.stat().st_size < keep_bytes):
-            raise ValueError(f"{self.path}: shorter than its checkpoint says ({keep_bytes} bytes); the run folder is damaged")
+            raise ValueError(
+                f"{self.path}: shorter than its checkpoint says ({keep_bytes} bytes); the run folder is damaged"
+            )
         with self.path.open("ab") as file:
             file.truncate(keep_bytes)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)

@@ -29,13 +29,11 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def take_step(
-    config: OptimConfig, optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, where: Callable[[], str]
-) -> None:
+def take_step(config: OptimConfig, optimizer: torch.optim.Optimizer, loss: Tensor, where: Callable[[], str]) -> None:
     """Backward, clip by norm, check, step. Raises Diverged, naming `where()`, before anything that is not finite reaches a weight."""
     optimizer.zero_grad(set_to_none=True)
     backward(loss, where)
-    apply_gradients(config, optimizer, module, where)
+    apply_gradients(config, optimizer, where)
 
 
 def backward(loss: Tensor, where: Callable[[], str]) -> None:
@@ -45,11 +43,10 @@ def backward(loss: Tensor, where: Callable[[], str]) -> None:
     loss.backward()
 
 
-def apply_gradients(
-    config: OptimConfig, optimizer: torch.optim.Optimizer, module: nn.Module, where: Callable[[], str]
-) -> None:
-    """Clip the accumulated gradients by their L2 norm and step."""
-    params = [p for p in module.parameters() if p.grad is not None]
+def apply_gradients(config: OptimConfig, optimizer: torch.optim.Optimizer, where: Callable[[], str]) -> None:
+    """Clip the accumulated gradients of the optimizer's parameters by their L2 norm and step."""
+    # a frozen part may still hold gradients of an earlier stage: they must not enter the norm
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = config.grad_clip if config.grad_clip > 0 else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(params, limit)
     if not bool(torch.isfinite(norm)):

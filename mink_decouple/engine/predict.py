@@ -69,9 +69,7 @@ def probabilities(
             for number, index in enumerate(crops(config, scene, vote)):
                 rng = generator(config.seed, "vote", scene.name, vote, number)
 
-                def job(
-                    index: SampleIndex = index, vote: int = vote, rng: np.random.Generator = rng
-                ) -> Labelled:
+                def job(index: SampleIndex = index, vote: int = vote, rng: np.random.Generator = rng) -> Labelled:
                     return make_batch(config, classes, [(scene, labels, index)], turned(vote), rng)
 
                 yield job

@@ -16,12 +16,11 @@ from mink_decouple.decouple.pseudo_labels import (
     PseudoLabels,
     Quality,
     SelectionOptions,
-    certain_thresholds,
+    cloud_thresholds,
     predicted_counts,
     quality,
     select,
     tail_classes,
-    uncertain_thresholds,
 )
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine.batches import SceneLabels
@@ -100,13 +99,9 @@ def _global_thresholds(
     probs: dict[str, Tensor], visible: dict[str, Tensor], rho: Tensor, options: SelectionOptions
 ) -> tuple[Tensor, Tensor]:
     """Thresholds over the whole training set: the element-wise maximum of those of the scenes."""
-    first = [certain_thresholds(probs[n], visible[n] < 0, options.delta_len, options.delta_d) for n in probs]
+    first = [cloud_thresholds(probs[n], visible[n], rho, options)[0] for n in probs]
     certain = torch.stack(first).amax(0)
-    rest = []
-    for name, p in probs.items():
-        confidence, label = p.max(1)
-        remaining = (visible[name] < 0) & (confidence <= certain[label])
-        rest.append(uncertain_thresholds(p, remaining, rho, options.beta, options.floor))
+    rest = [cloud_thresholds(probs[n], visible[n], rho, options, certain)[1] for n in probs]
     return certain, torch.stack(rest).amax(0)
 
 

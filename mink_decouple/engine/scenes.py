@@ -40,14 +40,28 @@ class Scene:
 
 
 def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
-    """`cloud` with the feature `height` (N,) in metres where the configuration asks for it."""
+    """`cloud` with the features the configuration asks for that follow from others.
+
+    `height` (N,) metres above the lowest points of the scene or above the local ground; `log_intensity` (N,) in 0..1, since
+    intensities spread over orders of magnitude and differ between sensors.
+
+    Raises:
+        ValueError: `log_intensity` is asked for and the cloud has no intensity.
+    """
     features = dict(cloud.features)
     if "height" in config.data.features and "height" not in features:
         if config.data.height == "ground":
             features["height"] = height_above_ground(cloud.coords).astype(np.float32)
         else:
             features["height"] = cloud.coords[:, 2] - np.percentile(cloud.coords[:, 2], 1).astype(np.float32)
-    return replace(cloud, features=features)
+    if "log_intensity" in config.data.features:
+        if "intensity" not in features:
+            have = ", ".join(sorted(features)) or "none"
+            raise ValueError(f"data.features: log_intensity needs the column intensity; {cloud.name} has {have}")
+        values = np.maximum(features["intensity"].astype(np.float32), 0)
+        features["log_intensity"] = np.log1p(values) / np.float32(np.log(65536))
+    kept = {name: column for name, column in features.items() if name in config.data.features}
+    return replace(cloud, features=kept)
 
 
 def prepare(cloud: PointCloud, config: Config) -> Scene:

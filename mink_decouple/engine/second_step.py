@@ -103,8 +103,10 @@ def train_classifier(
                 continue
             set_rate(optimizer, learning_rate(stage, epoch, step, steps))
             logits = model.classifier(cached.feats[rows])
-            loss, _ = objective(logits, target, pseudo, cached.confidence[rows], {k: float(v) for k, v in counts.items()})
-            take_step(config.optim, optimizer, model.classifier, loss, lambda: "cached features of the II-step")
+            loss, _ = objective(
+                logits, target, pseudo, cached.confidence[rows], {k: float(v) for k, v in counts.items()}
+            )
+            take_step(config.optim, optimizer, loss, lambda: "cached features of the II-step")
             losses.append(float(loss.detach()))
         mean = sum(losses) / max(len(losses), 1)
     return mean

@@ -201,9 +201,7 @@ class Trainer:
                 backward(loss, lambda: f"{stage.name}, epoch {epoch}, scenes {names}")
                 for key, value in values.items():
                     sums[key] = sums.get(key, 0.0) + value / steps
-            apply_gradients(
-                config.optim, self.optimizer, self.model, lambda: f"{stage.name}, epoch {epoch}, scenes {names}"
-            )
+            apply_gradients(config.optim, self.optimizer, lambda: f"{stage.name}, epoch {epoch}, scenes {names}")
             self.state.step += 1
         batches.close()
         return sums
@@ -268,7 +266,9 @@ class Trainer:
         matrix = evaluate(self.model, self.config, self.eval_scenes, self.count, self.device)
         report = matrix.report(self.classes.names, self.groups)
         self.events.record("evaluation", self.state.step, stage=stage.name, **report)
-        self.events.scalars("eval", {k: report[k] for k in ("miou", "head_iou", "waist_iou", "tail_iou", "oa")}, self.state.step)
+        self.events.scalars(
+            "eval", {k: report[k] for k in ("miou", "head_iou", "waist_iou", "tail_iou", "oa")}, self.state.step
+        )
         self.events.scalars("iou", report["iou"], self.state.step)
         say(f"{stage.name}: mIoU {100 * matrix.miou:.1f}, tail IoU {100 * (report['tail_iou'] or 0.0):.1f}")
         for title in ["pre-trained"] * (stage.kind == "pretrain") + ["final"] * last_stage:
@@ -343,7 +343,9 @@ class Trainer:
             if held and not (self.output / "config.yaml").is_file():
                 raise ValueError(f"{self.output}: holds files but no run to resume; choose another --output")
             if held:
-                raise ValueError(f"{self.output}: its run stopped before the first checkpoint; start it anew in another --output")
+                raise ValueError(
+                    f"{self.output}: its run stopped before the first checkpoint; start it anew in another --output"
+                )
             raise FileNotFoundError(f"{self.output}: no run to resume")
         if held:
             raise ValueError(f"{self.output}: not empty; continue its run with --resume or choose another --output")
@@ -352,7 +354,9 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["config"] != dump(self.config):
             ours, theirs = dump(self.config).splitlines(), saved["config"].splitlines()
-            changed = next((f"{b.strip()!r} became {a.strip()!r}" for a, b in zip(ours, theirs) if a != b), "its length")
+            changed = next(
+                (f"{b.strip()!r} became {a.strip()!r}" for a, b in zip(ours, theirs) if a != b), "its length"
+            )
             raise ValueError(f"{self.last}: the configuration changed since ({changed}); resume with the same settings")
         checkpoint.require_classes(self.last, saved, self.classes.names)
         if saved["labels_checksum"] != self.labels.checksum:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, add, cat, relu
+from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, cat
 from mink_decouple.sparse.tensor import MapCache, SparseTensor
 
 
@@ -56,8 +56,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """(N, C_in) -> (N, C)."""
-        out = self.norm2(self.conv2(relu(self.norm1(self.conv1(x)))))
-        return relu(add(out, x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.norm1(self.conv1(x), rectify=True)
+        out = self.norm2(self.conv2(out), residual=shortcut, rectify=True)
+        return out  # type: ignore[no-any-return] # torch's call is untyped
 
 
 class MinkUNet(nn.Module):
@@ -139,14 +141,14 @@ class MinkUNet(nn.Module):
 
     def _features(self, x: SparseTensor) -> SparseTensor:
         modules = dict(self.named_children())
-        x = relu(self.bn0(self.conv0p1s1(x)))
+        x = self.bn0(self.conv0p1s1(x), rectify=True)
         skips = []
         for stage in range(1, 5):
             skips.append(x)
-            x = relu(modules[f"bn{stage}"](modules[f"conv{stage}p{2 ** (stage - 1)}s2"](x)))
+            x = modules[f"bn{stage}"](modules[f"conv{stage}p{2 ** (stage - 1)}s2"](x), rectify=True)
             x = modules[f"block{stage}"](x)
         for stage in range(4, 8):
-            x = relu(modules[f"bntr{stage}"](modules[f"convtr{stage}p{2 ** (8 - stage)}s2"](x)))
+            x = modules[f"bntr{stage}"](modules[f"convtr{stage}p{2 ** (8 - stage)}s2"](x), rectify=True)
             x = modules[f"block{stage + 1}"](cat(x, skips.pop()))
         return x
 

@@ -27,6 +27,34 @@ def truncated_normal_(weight: Tensor) -> Tensor:
         return weight.mul_(1000).round_().div_(1000)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` for x (rows, C_in) and weight (C_out, C_in): (rows, C_out).
+
+    On a CPU it is posed as a 1x1 convolution, since torch gives those to oneDNN, whose kernels are up to three times as fast on tall
+    thin matrices as the BLAS behind a matrix product. No data moves: rows by channels is the channels-last layout of an image.
+    """
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    return _as_rows(F.conv2d(_as_image(x), weight[:, :, None, None], bias))
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """(rows, C) as a channels-last image (1, C, rows, 1), without a copy."""
+    return x.view(1, x.shape[0], 1, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def _as_rows(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).reshape(image.shape[2], image.shape[1])
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """`grad.T @ x` for grad (rows, C_out) and x (rows, C_in): (C_out, C_in)."""
+    if x.device.type != "cpu":
+        return grad.t() @ x
+    size = (grad.shape[1], x.shape[1], 1, 1)
+    return torch.nn.grad.conv2d_weight(_as_image(x), size, _as_image(grad)).view(size[:2])
+
+
 class Dense(nn.Module):
     """1x1 convolution with bias, batch norm and, if `activation`, LeakyReLU 0.2: (rows, C_in) -> (rows, C_out).
 
@@ -51,10 +79,10 @@ class Dense(nn.Module):
                 # what the bias adds to the running mean, put in before its decay by 1 - momentum
                 norm.running_mean.add_(self.bias, alpha=BN_MOMENTUM / (1 - BN_MOMENTUM))
                 norm.num_batches_tracked.add_(1)
-            y = F.linear(x, self.weight)
+            y = linear(x, self.weight)
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, shift, True, BN_MOMENTUM, BN_EPS)
         else:
-            y = F.linear(x, self.weight, self.bias)
+            y = linear(x, self.weight, self.bias)
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, BN_EPS)
         return F.leaky_relu(y, SLOPE, inplace=True) if self.activation else y
 
@@ -111,7 +139,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, near: Tensor, weight: Tensor, k: int) -> Tensor:
         n, d = near.shape[0] // k, near.shape[1]
-        attention = torch.softmax((near @ weight.t()).view(n, k, d), dim=1)
+        attention = torch.softmax(linear(near, weight).view(n, k, d), dim=1)
         out = (attention * near.view(n, k, d)).sum(dim=1)
         ctx.save_for_backward(near, weight, attention, out)
         return out
@@ -124,7 +152,7 @@ class _Attend(torch.autograd.Function):
         # d out / d score of one neighbour is attention * (near - out): the softmax Jacobian contracted by hand
         direct = attention * grad.unsqueeze(1)
         scores = (near.view(n, k, d) - out.unsqueeze(1)).mul_(direct).view(-1, d)
-        return direct.view(-1, d).addmm_(scores, weight), scores.t() @ near, None
+        return direct.view(-1, d).add_(linear(scores, weight.t())), _weight_gradient(scores, near), None
 
 
 def attend(near: Tensor, weight: Tensor, k: int) -> Tensor:

@@ -4,17 +4,13 @@ Output rows are worked on in blocks whose sums stay in cache. For every block an
 beforehand, so the inner tile multiplies a few gathered input rows by a strip of the weights with all sums in vector registers.
 numba compiles the loops; the tile itself is written as LLVM vector instructions, because compilers do not find this shape.
 
-Threads are plain Python threads around kernels that release the interpreter lock: no OpenMP or TBB pool is started, so a forked
-data-loading worker is safe. Every output row (or weight partial) belongs to one fixed task, so results repeat bit for bit and
-do not depend on the number of threads, which is ``torch.get_num_threads()``.
+Every output row (or partial sum of the weight gradient) is made by one thread in one order, so results repeat bit for bit and do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,10 +25,10 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from mink_decouple.sparse.kernel_map import NeighborTable
+from mink_decouple.sparse.threads import share
 
 BLOCK_ROWS = 256
 _SEGMENTS = 8
-_MIN_PARALLEL_FLOPS = 2e6
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512f"))
@@ -73,7 +69,7 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tenso
     def work(first: int, last: int) -> None:
         _matmul_blocks(*arrays, first, last)
 
-    _share(work, count, len(blocks.source) * weights[0].numel())
+    share(work, count, 2 * len(blocks.source) * weights[0].numel())
     return out if out.shape[1] == columns else out[:, :columns].contiguous()
 
 
@@ -90,7 +86,7 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     def work(first: int, last: int) -> None:
         _outer_segments(*arrays, first, last)
 
-    _share(work, segments, len(blocks.source) * x.shape[1] * y.shape[1])
+    share(work, segments, 2 * len(blocks.source) * x.shape[1] * y.shape[1])
     return partial.sum(0)[..., :columns].contiguous()
 
 
@@ -110,41 +106,6 @@ def _blocks(table: NeighborTable) -> _Blocks:
         _list_pairs(rows, blocks.source, blocks.target, blocks.splits)
         _BLOCKS[table] = blocks
     return _BLOCKS[table]
-
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    # A forked child inherits the executor but none of its threads.
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _share(work: Callable[[int, int], None], count: int, multiplications: int) -> None:
-    """Run ``work`` over ``range(count)`` in pieces, on up to ``torch.get_num_threads()`` threads."""
-    global _pool
-    threads = min(torch.get_num_threads(), count)
-    if threads <= 1 or 2 * multiplications < _MIN_PARALLEL_FLOPS:
-        work(0, count)
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sparse")
-    edges = np.linspace(0, count, min(count, 4 * threads) + 1).astype(int)
-    pieces = iter(list(itertools.pairwise(edges.tolist())))
-
-    def drain() -> None:
-        for first, last in pieces:
-            work(first, last)
-
-    others = [_pool.submit(drain) for _ in range(threads - 1)]
-    drain()
-    for other in others:
-        other.result()
 
 
 @numba.njit(cache=True, nogil=True)

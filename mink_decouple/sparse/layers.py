@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mink_decouple.sparse.functional import convolution
+from mink_decouple.sparse.normalization import normalize
 from mink_decouple.sparse.tensor import SparseTensor
 
 
@@ -64,12 +65,8 @@ class Conv3d(_Convolution):
             return SparseTensor(
                 coarse.coords, convolution(x.feats, self.kernel, kernel_map, self.bias), 2 * x.stride, x.maps
             )
-        if self.kernel_size == 1:
-            out = x.feats @ self.kernel
-            return x.replace(out if self.bias is None else out + self.bias.to(out.dtype))
-        return x.replace(
-            convolution(x.feats, self.kernel, x.maps.submanifold(x.stride, self.kernel_size), self.bias)
-        )
+        kernel = self.kernel.unsqueeze(0) if self.kernel_size == 1 else self.kernel
+        return x.replace(convolution(x.feats, kernel, x.maps.submanifold(x.stride, self.kernel_size), self.bias))
 
 
 class Linear(Conv3d):
@@ -111,18 +108,26 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all voxels of the batch; parameters under ``bn.``.
 
     A batch of fewer than two voxels has no variance: it is normalised by the running statistics, in training too.
+
+    Args:
+        channels: channels of the input.
+        eps: added to the variance.
+        momentum: weight of the newest batch in the running statistics.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(N, C) -> (N, C)."""
-        if self.training and len(x) < 2:
-            bn = self.bn
-            return x.replace(F.batch_norm(x.feats, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps))
-        return x.replace(self.bn(x.feats))
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None, rectify: bool = False) -> SparseTensor:
+        """``act(bn(x) + residual)``: (N, C) -> (N, C). Addition and ReLU are optional and cost next to nothing here.
+
+        Raises:
+            ValueError: ``residual`` lives on other voxels.
+        """
+        if residual is not None:
+            _check_same_voxels(x, residual)
+        return x.replace(normalize(x.feats, self.bn, None if residual is None else residual.feats, rectify))
 
 
 class ReLU(nn.Module):

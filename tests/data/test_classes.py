@@ -102,7 +102,8 @@ def test_plain_list_of_names_stands_for_raw_ids_from_zero() -> None:
         ({"classes": {"a": {"raw": [1], "color": [1, 2]}}}, "color of class 'a'"),
         ({"classes": {"a": {"raw": [1], "color": [1, 2, 256]}}}, "color of class 'a'"),
         ({"classes": {"a": {"raw": [1]}}, "ignore": [1]}, "both ignored"),
-        ({"classes": ["a", "a"]}, "repeated|twice|a"),
+        ({"classes": ["a", "a"]}, "class 'a' is listed twice"),
+        ({"classes": [{"a": 1}]}, "must hold names"),
     ],
 )
 def test_wrong_yaml_is_one_line_naming_the_file(content: object, message: str) -> None:
@@ -117,7 +118,7 @@ def test_yaml_syntax_error_is_one_line_and_missing_file_is_not_found(tmp_path: P
     with pytest.raises(ValueError, match="not a YAML file") as caught:
         load_classes(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         load_classes(tmp_path / "absent.yaml")
     path.write_text("classes: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
     with pytest.raises(ValueError, match="not a YAML file"):

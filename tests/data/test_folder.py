@@ -46,7 +46,7 @@ def test_scenes_and_train_ids_of_mixed_files(tmp_path: Path) -> None:
 
 def test_arguments_override_the_classes_file(tmp_path: Path) -> None:
     root = _folder(tmp_path)
-    classes = Classes(("all",), default_palette(1), {raw: 0 for raw in (2, 3, 4, 5)}, frozenset({0, 65}))
+    classes = Classes(("all",), default_palette(1), dict.fromkeys((2, 3, 4, 5), 0), frozenset({0, 65}))
     dataset = FolderDataset(root, classes, {"train": ["tile_b"]})
     assert dataset.scenes("train") == ["tile_b"]
     np.testing.assert_array_equal(dataset.load("tile_b").labels, [0, 0, 0, 0, -1, -1])

@@ -49,7 +49,7 @@ def test_points_below_the_ground_do_not_pull_it_down() -> None:
 
 def test_height_does_not_depend_on_where_the_tile_lies() -> None:
     coords, _ = _hill(0.1, 5000)
-    moved = height_above_ground(coords + (512.0, -256.0, 1024.0))
+    moved = height_above_ground(coords + np.array([512.0, -256.0, 1024.0]))
     np.testing.assert_allclose(moved, height_above_ground(coords), atol=1e-4)
 
 

@@ -82,6 +82,13 @@ def test_far_coordinates_keep_their_neighbours():
     np.testing.assert_array_equal(distances(points, points, knn(points, points, 8)), brute(points, points, 8))
 
 
+@pytest.mark.parametrize("away", [1e3, 1e12, 1e35])
+def test_a_query_however_far_away_finds_its_neighbours(away):
+    support = cloud("outliers", 200, np.random.default_rng(4)).astype(np.float64)
+    query = np.array([[away, 0, 0], [0, -away, 3], [-away, away, away]])
+    np.testing.assert_array_equal(distances(query, support, knn(query, support, 4)), brute(query, support, 4))
+
+
 def test_loader_threads_agree_with_one_thread():
     rng = np.random.default_rng(5)
     clouds = [rng.uniform(0, 2, (400, 3)).astype(np.float32) for _ in range(8)]

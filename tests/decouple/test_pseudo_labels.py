@@ -151,6 +151,13 @@ def test_the_head_gains_no_uncertain_point_even_outside_the_tail_rule():
     assert not (select(probs, visible, BALANCED, ALL).round == UNCERTAIN).any()
 
 
+def test_cloud_thresholds_look_at_the_points_each_round_may_take():
+    # certain: hidden max .9 -> .8; uncertain: min(remaining max .6, (1 / 2)^.5 = .7071); the given .99 counts nowhere
+    probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.99, 0.01]])
+    certain, uncertain = pseudo_labels.cloud_thresholds(probs, torch.tensor([-1, -1, 0]), torch.full((2,), 2.0))
+    assert certain.tolist() == pytest.approx([0.8, 0.5]) and uncertain.tolist() == pytest.approx([0.6, 0.4])
+
+
 def test_thresholds_belong_to_one_cloud():
     # max .7 -> .6 in the first cloud, max .99 -> .89 in the second: .65 is certain only in the first
     first, second = torch.tensor([[0.7, 0.3], [0.65, 0.35]]), torch.tensor([[0.99, 0.01], [0.65, 0.35]])

@@ -1,0 +1,281 @@
+"""The trainer as a whole: repeatable to the byte, resumable anywhere, every recipe runnable, bad states refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mink_decouple.config import load_config
+from mink_decouple.data.budget import LabelSet, visible
+from mink_decouple.decouple.pseudo_table import PseudoLabelTable
+from mink_decouple.engine import checkpoint
+from mink_decouple.engine.optim import Diverged
+from mink_decouple.engine.train import Trainer
+
+CPU = torch.device("cpu")
+BACKBONES = ("minkunet", "randla")
+
+
+def run(config, output, resume=False):
+    return Trainer(config, output, CPU, resume=resume).run()
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+def run_and_die(config, output, saves, monkeypatch):
+    """Train until the given number of checkpoints is written, then die at once."""
+    original, written = Trainer.save, []
+
+    def save(self):
+        original(self)
+        written.append(1)
+        if len(written) == saves:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save)
+        with pytest.raises(Killed):
+            run(config, output)
+
+
+def weights(output):
+    return checkpoint.load(output / "checkpoints" / "last.pt")["model"]
+
+
+def same_weights(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first) and first.keys() == second.keys()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_same_seed_gives_the_same_bytes_twice(make_config, tmp_path, backbone):
+    config = make_config(backbone)
+    run(config, tmp_path / "one")
+    run(config, tmp_path / "two")
+    for name in ("metrics.json", "metrics.jsonl", "config.yaml", "labels.npz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("saves", [1, 3, 4, 5, 6])
+def test_a_run_that_died_at_any_checkpoint_resumes_to_the_same_bytes(
+    make_config, tmp_path, monkeypatch, backbone, saves
+):
+    """Saves: after each epoch of the pre-training (3) and of the I-step (2), and after the II-step (6th)."""
+    config = make_config(backbone)
+    run(config, tmp_path / "whole")
+    run_and_die(config, tmp_path / "cut", saves, monkeypatch)
+    run(config, tmp_path / "cut", resume=True)
+    for name in ("metrics.json", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    assert same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_the_number_of_loader_threads_does_not_change_the_result(make_config, tmp_path):
+    run(make_config("randla", view={"workers": 0}), tmp_path / "none")
+    run(make_config("randla", view={"workers": 3}), tmp_path / "three")
+    assert same_weights(weights(tmp_path / "none"), weights(tmp_path / "three"))
+
+
+def test_another_seed_gives_another_network(make_config, tmp_path):
+    run(make_config(seed=0), tmp_path / "0")
+    run(make_config(seed=1), tmp_path / "1")
+    assert not same_weights(weights(tmp_path / "0"), weights(tmp_path / "1"))
+
+
+def test_zero_iterations_equal_supervised_training(make_config, tmp_path):
+    run(make_config(schedule={"iterations": 0}), tmp_path / "zero")
+    run(make_config(recipe="supervised", schedule={"iterations": 0}), tmp_path / "supervised")
+    assert same_weights(weights(tmp_path / "zero"), weights(tmp_path / "supervised"))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "supervised",
+        "fully_supervised",
+        "joint",
+        *(f"table5/row{i}" for i in range(1, 9)),
+        "table6/pseudo",
+        "table6/mixed",
+        "table7/ii_step",
+    ],
+)
+def test_every_recipe_trains(make_config, tmp_path, recipe):
+    config = make_config(recipe=recipe)
+    if recipe == "fully_supervised":
+        config = make_config(recipe=recipe, labels={"budget": "full"})
+    metrics = run(config, tmp_path / "run").metrics
+    assert metrics["recipe"] == recipe
+    assert 0 <= metrics["miou"] <= 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optim": {"precision": "bf16"}},
+        {"optim": {"name": "sgd"}},
+        {"optim": {"name": "adamw", "weight_decay": 0.01}},
+        {"view": {"accumulate": 2}},
+        {"pseudo": {"scope": "global"}},
+        {"pseudo": {"refresh": "epoch"}},
+        {"pseudo": {"uncertain": "rate", "rho_source": "labels"}},
+        {"loss": {"seg_norm": "split", "class_weight": "inv", "g_source": "all", "alpha_mode": "confidence"}},
+        {"loss": {"form": "ovr", "gamma_base": "efl", "efl_weight": True, "g_reset": "never"}},
+        {"model": {"head": "mlp"}},
+    ],
+    ids=str,
+)
+def test_every_switch_trains(make_config, tmp_path, overrides):
+    assert run(make_config(**overrides), tmp_path / "run").metrics["points"] > 0
+
+
+def test_a_run_folder_holds_what_it_promises(make_config, tmp_path):
+    output = tmp_path / "run"
+    run(make_config(), output)
+    metrics = json.loads((output / "metrics.json").read_text())
+    for key in ("miou", "head_iou", "waist_iou", "tail_iou", "oa", "macc", "iou", "classes_counted", "points"):
+        assert key in metrics
+    for key in ("parameters", "label_budget", "seconds", "seed", "backbone", "recipe"):
+        assert key in metrics
+    assert set(metrics["iou"]) == {"floor", "wall", "box"}
+    assert metrics["label_budget"]["labelled"] == 2 * 3 * 4
+    for name in ("environment.json", "timing.json", "labels.npz", "config.yaml", "checkpoints/best.pt"):
+        assert (output / name).is_file(), name
+    assert (output / "pseudo_labels" / "iter_00.npz").is_file()
+    assert list((output / "tensorboard").iterdir())
+    assert load_config(output / "config.yaml").recipe == "decoupled"
+    events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["evaluation", "pseudo_labels", "evaluation"]
+    assert set(events[1]["precision"]) == {"floor", "wall", "box"}
+
+
+def test_given_labels_get_no_pseudo_label(make_config, tmp_path):
+    trainer = Trainer(make_config(pseudo={"delta_d": 0.0, "delta_len": 1.0}), tmp_path / "run", CPU)
+    trainer.run()
+    table = PseudoLabelTable.load(tmp_path / "run" / "pseudo_labels" / "iter_00.npz")
+    labels = LabelSet.load(tmp_path / "run" / "labels.npz")
+    for scene in trainer.scenes:
+        given = visible(labels, scene.grid) >= 0
+        assert given.sum() == 12
+        assert (table[scene.name].label.numpy()[given] == -1).all()
+        assert (table[scene.name].label.numpy()[~given] >= 0).any()
+
+
+def test_the_first_step_moves_the_backbone_alone_and_the_second_the_classifier_alone(
+    make_config, tmp_path, monkeypatch
+):
+    seen = []
+    original = Trainer.save
+
+    def save(self):
+        original(self)
+        seen.append({key: value.clone() for key, value in self.model.state_dict().items()})
+
+    monkeypatch.setattr(Trainer, "save", save)
+    run(make_config("randla"), tmp_path / "run")
+
+    def moved(before, after):
+        return {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+
+    assert moved(seen[0], seen[1]) == {"backbone", "classifier"}
+    assert moved(seen[2], seen[4]) == {"backbone"}
+    assert moved(seen[4], seen[5]) == {"classifier"}
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched_and_names_the_scenes(make_config, tmp_path):
+    trainer = Trainer(make_config(), tmp_path / "run", CPU)
+    with torch.no_grad():
+        next(trainer.model.classifier.parameters()).fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"loss is nan on pretrain, epoch 0, scenes [ab], [ab]"):
+        trainer.run()
+
+
+def test_gradients_are_clipped_by_norm():
+    from mink_decouple.config import OptimConfig
+    from mink_decouple.engine.optim import apply_gradients
+
+    layer = torch.nn.Linear(3, 1, bias=False)
+    layer.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    apply_gradients(OptimConfig(grad_clip=1.0), optimizer, lambda: "")
+    assert torch.allclose(layer.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]), atol=1e-5)
+
+
+def test_gradients_left_on_a_frozen_part_do_not_enter_the_norm():
+    from mink_decouple.config import OptimConfig
+    from mink_decouple.engine.optim import apply_gradients, make_optimizer
+
+    pair = torch.nn.ModuleList([torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)])
+    for layer, grad in zip(pair, (100.0, 0.5)):
+        layer.weight.grad = torch.tensor([[grad]])
+    pair[0].requires_grad_(False)
+    apply_gradients(OptimConfig(grad_clip=1.0), make_optimizer(OptimConfig(), pair), lambda: "")
+    assert pair[1].weight.grad.item() == 0.5
+
+
+def test_a_folder_with_content_is_never_trained_into(make_config, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty.*--resume"):
+        Trainer(make_config(), tmp_path, CPU)
+    with pytest.raises(ValueError, match="no run to resume"):
+        Trainer(make_config(), tmp_path, CPU, resume=True)
+    assert (tmp_path / "note.txt").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        Trainer(make_config(), tmp_path / "new", CPU, resume=True)
+
+
+def test_resuming_with_other_settings_or_labels_is_refused(make_config, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    run_and_die(make_config(), output, 2, monkeypatch)
+    with pytest.raises(ValueError, match="configuration changed.*'seed: 0' became 'seed: 1'"):
+        Trainer(make_config(seed=1), output, CPU, resume=True)
+    other = tmp_path / "other"
+    run_and_die(make_config(labels={"seed": 9}), other, 1, monkeypatch)
+    shutil.copy(other / "labels.npz", output / "labels.npz")
+    with pytest.raises(ValueError, match="not the labels this run began with"):
+        Trainer(make_config(), output, CPU, resume=True)
+
+
+def test_a_damaged_checkpoint_stops_the_resume_and_nothing_is_deleted(make_config, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    run_and_die(make_config(), output, 2, monkeypatch)
+    last = output / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    before = sorted(p.name for p in output.rglob("*"))
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        Trainer(make_config(), output, CPU, resume=True)
+    assert sorted(p.name for p in output.rglob("*")) == before
+
+
+def test_pseudo_labels_of_a_resumed_step_must_be_whole(make_config, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    run_and_die(make_config(), output, 4, monkeypatch)
+    table = output / "pseudo_labels" / "iter_00.npz"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 255
+    table.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"iter_00\.npz"):
+        run(make_config(), output, resume=True)
+
+
+def test_best_is_the_highest_score_not_the_last(make_config, tmp_path, monkeypatch):
+    from mink_decouple.engine import train as module
+    from mink_decouple.metrics import ConfusionMatrix
+
+    scores = iter([0.3, 0.5, 0.4])
+
+    def evaluate(*_):
+        hits = round(next(scores) * 100)
+        matrix = ConfusionMatrix(3)
+        matrix.update(np.repeat([0, 3], [hits, 100 - hits]), np.zeros(100, int))
+        return matrix
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    metrics = run(make_config(schedule={"iterations": 2}), tmp_path / "run").metrics
+    assert metrics["best"]["stage"] == "iter_00_II"
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["after"] == "iter_00_II"

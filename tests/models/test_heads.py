@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from mink_decouple.models.heads import LinearHead, MLPHead, build_head
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(13, 4813), (20, 5044), (8, 4648), (19, 5011)])
+def test_the_mlp_head_has_the_published_number_of_parameters(classes, parameters):
+    assert sum(p.numel() for p in MLPHead(32, classes).parameters()) == parameters
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(13, 1261), (19, 1843)])
+def test_the_linear_head_has_the_published_number_of_parameters(classes, parameters):
+    assert sum(p.numel() for p in LinearHead(96, classes).parameters()) == parameters
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_head_gives_a_row_of_logits_per_row(kind):
+    assert build_head(kind, 12, 5)(torch.zeros(7, 12)).shape == (7, 5)
+
+
+def test_dropout_acts_in_training_only():
+    head, x = MLPHead(6, 3), torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head.eval()(x), head(x))
+    for norm in (head.fc1.norm, head.fc2.norm):
+        norm.eval()
+    head.dropout.train()
+    assert not torch.equal(head(x), head(x))
+
+
+def test_an_unknown_head_lists_the_choices():
+    with pytest.raises(ValueError, match="head is 'deep'; choose one of linear, mlp"):
+        build_head("deep", 3, 2)
