@@ -101,7 +101,7 @@ def test_wrong_types_are_named(tree, words):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ConfigError, match="nearest: randla.*minkunet, randla"):
+    with pytest.raises(ConfigError, match=r"nearest: randla.*minkunet, randla"):
         load_config(backbone="randlo")
     with pytest.raises(ConfigError, match="supervised"):
         load_config(recipe="superwised")
@@ -117,7 +117,7 @@ def test_a_base_that_leads_back_is_refused(tmp_path):
 
 
 def test_files_that_are_missing_or_not_yaml_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(write(tmp_path / "bad.yaml", "a: [1"))

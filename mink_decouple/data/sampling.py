@@ -237,7 +237,7 @@ class CropSampler:
             ValueError: the state names a scene this sampler does not have.
         """
         _known(state["possibility"], self.names)
-        self._possibility = {name: np.array(values, np.float32) for name, values in state["possibility"].items()}
+        self._possibility = {name: np.asarray(values).astype(np.float32) for name, values in state["possibility"].items()}
         self._lowest = -1 - np.array([self._generator(name).random() for name in self.names])
         for number, name in enumerate(self.names):
             if name in self._possibility:

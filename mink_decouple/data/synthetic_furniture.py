@@ -61,7 +61,7 @@ def chair(kit: Kit, dice: Dice, look: Look, design: str | None = None) -> None:
 
 def armchair(kit: Kit, dice: Dice, look: Look, tub: bool = False) -> None:
     """Draw a wide upholstered chair; like a one-seat sofa, but S3DIS calls it a chair."""
-    cloth, w, d = look.fabric(), dice.uniform(0.3, 0.4), dice.uniform(0.32, 0.4)
+    cloth, w, d = look.fabric(), dice.uniform(0.27, 0.35), dice.uniform(0.3, 0.37)
     seat, arm, top = dice.uniform(0.38, 0.45), dice.uniform(0.55, 0.66), dice.uniform(0.72, 0.95)
     if tub:
         kit.rod(0, 0, (0.05, seat), w, Label.CHAIR, cloth)
@@ -77,7 +77,7 @@ def armchair(kit: Kit, dice: Dice, look: Look, tub: bool = False) -> None:
 def sofa(kit: Kit, dice: Dice, look: Look) -> tuple[float, float]:
     """Draw a sofa that faces +y and return its width and depth, metres."""
     design, cloth, label = dice.pick(look.style.sofas), look.fabric(), Label.SOFA
-    seats = dice.pick((2, 2, 3))
+    seats = dice.pick((2, 2, 2, 3))
     each, d = dice.uniform(0.52, 0.66), dice.uniform(0.38, 0.46)
     w = each * seats / 2
     seat, top = dice.uniform(0.38, 0.46), dice.uniform(0.72, 0.9)

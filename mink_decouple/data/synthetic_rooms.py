@@ -110,7 +110,7 @@ def _table_with_chairs(plan: Plan, w: float, d: float, chairs: int, low: bool = 
 
 
 def _sofa(plan: Plan) -> None:
-    kit = plan.stand(2.1, 0.95, 0.9, clear=0.35)
+    kit = plan.stand(2.0, 0.95, 0.9, clear=0.3)
     if kit is not None:
         furniture.sofa(kit, plan.dice, plan.look)
 
@@ -122,6 +122,8 @@ def _seat(plan: Plan, design: str | None = None) -> None:
 
 
 def _office(plan: Plan) -> None:
+    if plan.dice.chance(0.15):
+        _sofa(plan)
     for _ in range(plan.dice.count(3, 5)):
         _desk(plan)
     for _ in range(plan.dice.count(2, 3)):

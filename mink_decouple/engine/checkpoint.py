@@ -48,6 +48,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
+def tensors(value: Any) -> Any:
+    """Nested plain data with every NumPy array as a tensor, which `weights_only` loading accepts."""
+    if isinstance(value, dict):
+        return {key: tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
 def pack_classes(classes: Classes) -> dict[str, Any]:
     """Classes as plain data for a checkpoint."""
     return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -29,26 +27,30 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def take_step(config: OptimConfig, optimizer: torch.optim.Optimizer, loss: Tensor, where: Callable[[], str]) -> None:
-    """Backward, clip by norm, check, step. Raises Diverged, naming `where()`, before anything that is not finite reaches a weight."""
+def take_step(config: OptimConfig, optimizer: torch.optim.Optimizer, loss: Tensor, where: str) -> None:
+    """Backward, clip by norm, check, step.
+
+    Raises:
+        Diverged: before anything that is not finite reaches a weight; the message names `where`.
+    """
     optimizer.zero_grad(set_to_none=True)
     backward(loss, where)
     apply_gradients(config, optimizer, where)
 
 
-def backward(loss: Tensor, where: Callable[[], str]) -> None:
+def backward(loss: Tensor, where: str) -> None:
     """Accumulate the gradients of a finite loss."""
     if not bool(torch.isfinite(loss)):
-        raise Diverged(f"loss is {float(loss)} on {where()}; lower the learning rate or look at these files")
+        raise Diverged(f"loss is {float(loss)} on {where}; lower the learning rate or look at these files")
     loss.backward()
 
 
-def apply_gradients(config: OptimConfig, optimizer: torch.optim.Optimizer, where: Callable[[], str]) -> None:
+def apply_gradients(config: OptimConfig, optimizer: torch.optim.Optimizer, where: str) -> None:
     """Clip the accumulated gradients of the optimizer's parameters by their L2 norm and step."""
     # a frozen part may still hold gradients of an earlier stage: they must not enter the norm
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = config.grad_clip if config.grad_clip > 0 else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(params, limit)
     if not bool(torch.isfinite(norm)):
-        raise Diverged(f"gradient norm is {float(norm)} on {where()}; lower the learning rate or look at these files")
+        raise Diverged(f"gradient norm is {float(norm)} on {where}; lower the learning rate or look at these files")
     optimizer.step()

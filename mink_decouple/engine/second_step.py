@@ -47,8 +47,9 @@ def cache_features(
 ) -> Features:
     """Features of the labelled rows of several augmented passes over the training set.
 
-    The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the II-step may
-    re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its statistics belong to all rows.
+    The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the
+    II-step may re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its statistics
+    belong to all rows.
     """
     model.freeze("backbone").eval()
     augment = compose(config.augment)
@@ -106,7 +107,7 @@ def train_classifier(
             loss, _ = objective(
                 logits, target, pseudo, cached.confidence[rows], {k: float(v) for k, v in counts.items()}
             )
-            take_step(config.optim, optimizer, loss, lambda: "cached features of the II-step")
+            take_step(config.optim, optimizer, loss, f"cached features, {stage.name}")
             losses.append(float(loss.detach()))
         mean = sum(losses) / max(len(losses), 1)
     return mean

@@ -1,9 +1,9 @@
-"""Algorithm 1, read from top to bottom: pre-train, then alternate the I-step and the II-step, scoring after each iteration."""
+"""Algorithm 1 from top to bottom: pre-train, then alternate the I-step and the II-step, scoring after each iteration."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mink_decouple.config import Config, dump
-from mink_decouple.data.budget import LabelSet, describe
+from mink_decouple.data.budget import describe
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
 from mink_decouple.decouple.balance import GradientRatio
@@ -28,7 +28,8 @@ from mink_decouple.engine.pseudo import labelled_counts, make_pseudo_labels, qua
 from mink_decouple.engine.runtime import environment, seed_torch, write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
-from mink_decouple.metrics import ClassGroups, ConfusionMatrix, class_groups, table
+from mink_decouple.engine.state import State, label_budget, require_same_run, saved_run
+from mink_decouple.metrics import ClassGroups, ConfusionMatrix, class_groups
 from mink_decouple.models.segmenter import Segmenter
 
 
@@ -51,20 +52,6 @@ class Result:
     matrices: dict[str, ConfusionMatrix]
     scene: Scene
     predictions: dict[str, np.ndarray]
-
-
-@dataclass
-class State:
-    """Everything that changes during a run and that a checkpoint keeps."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    rho: torch.Tensor | None = None
-    matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
-    predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    best: dict[str, Any] = field(default_factory=lambda: {"stage": None, "miou": -1.0})
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
@@ -103,7 +90,7 @@ class Trainer:
     def __init__(self, config: Config, output: Path, device: torch.device, resume: bool = False) -> None:
         self.config, self.output, self.device = config, output, device
         self.last = output / "checkpoints" / "last.pt"
-        saved = self._saved(resume)
+        saved = saved_run(output, resume)
         self.stages = stages_of(config)
         self.dataset = open_dataset(config)
         self.classes: Classes = self.dataset.classes
@@ -194,14 +181,15 @@ class Trainer:
             set_rate(self.optimizer, learning_rate(stage, epoch, step, steps))
             self.optimizer.zero_grad(set_to_none=True)
             names = ", ".join(name for item in items for name in item.batch.names)
+            where = f"{stage.name}, epoch {epoch}, scenes {names}"
             for item in items:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
                     logits = self.model(item.batch)
                 loss, values = objective(logits, item.batch.target, item.pseudo, item.confidence, counts)
-                backward(loss, lambda: f"{stage.name}, epoch {epoch}, scenes {names}")
+                backward(loss, where)
                 for key, value in values.items():
                     sums[key] = sums.get(key, 0.0) + value / steps
-            apply_gradients(config.optim, self.optimizer, lambda: f"{stage.name}, epoch {epoch}, scenes {names}")
+            apply_gradients(config.optim, self.optimizer, where)
             self.state.step += 1
         batches.close()
         return sums
@@ -307,10 +295,7 @@ class Trainer:
         checkpoint.save(self.last, self._content(None))
 
     def _content(self, stage: str | None) -> dict[str, Any]:
-        state = self.state
-        sampler: dict[str, Any] = self.sampler.state_dict()
-        if "possibility" in sampler:
-            sampler = {"possibility": {k: torch.from_numpy(v) for k, v in sampler["possibility"].items()}}
+        """A checkpoint: the network and what it takes to use it; with `stage` None also what it takes to go on."""
         content: dict[str, Any] = {
             "config": dump(self.config),
             "classes": checkpoint.pack_classes(self.classes),
@@ -318,65 +303,32 @@ class Trainer:
             "label_budget": label_budget(self.labels),
             "labels_checksum": self.labels.checksum,
             "model": self.model.state_dict(),
-            "position": {"stage": state.stage, "epoch": state.epoch, "step": state.step},
             "after": stage,
         }
         if stage is None:
             content |= {
+                "state": self.state.pack(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
-                "sampler": sampler,
+                "sampler": checkpoint.tensors(self.sampler.state_dict()),
                 "ratio": self.ratio.state_dict(),
-                "rho": state.rho,
-                "matrices": {k: torch.from_numpy(m.counts) for k, m in state.matrices.items()},
-                "predictions": {k: torch.from_numpy(v.astype(np.int16)) for k, v in state.predictions.items()},
-                "best": state.best,
-                "seconds": state.seconds,
                 "events_bytes": self.events.bytes,
             }
         return content
 
-    def _saved(self, resume: bool) -> dict[str, Any] | None:
-        if resume and self.last.is_file():
-            return checkpoint.load(self.last)
-        held = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
-        if resume:
-            if held and not (self.output / "config.yaml").is_file():
-                raise ValueError(f"{self.output}: holds files but no run to resume; choose another --output")
-            if held:
-                raise ValueError(
-                    f"{self.output}: its run stopped before the first checkpoint; start it anew in another --output"
-                )
-            raise FileNotFoundError(f"{self.output}: no run to resume")
-        if held:
-            raise ValueError(f"{self.output}: not empty; continue its run with --resume or choose another --output")
-        return None
-
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["config"] != dump(self.config):
-            ours, theirs = dump(self.config).splitlines(), saved["config"].splitlines()
-            changed = next(
-                (f"{b.strip()!r} became {a.strip()!r}" for a, b in zip(ours, theirs) if a != b), "its length"
-            )
-            raise ValueError(f"{self.last}: the configuration changed since ({changed}); resume with the same settings")
-        checkpoint.require_classes(self.last, saved, self.classes.names)
-        if saved["labels_checksum"] != self.labels.checksum:
-            raise ValueError(f"{self.output / 'labels.npz'}: not the labels this run began with")
+        require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
         self.model.load_state_dict(saved["model"])
-        position, state = saved["position"], self.state
-        state.stage, state.epoch, state.step = position["stage"], position["epoch"], position["step"]
-        state.rho, state.best, state.seconds = saved["rho"], saved["best"], saved["seconds"]
-        state.matrices = {k: ConfusionMatrix(self.count, v.numpy()) for k, v in saved["matrices"].items()}
-        state.predictions = {k: v.numpy().astype(np.int64) for k, v in saved["predictions"].items()}
+        self.state = State.unpack(saved["state"])
         self.sampler.load_state_dict(saved["sampler"])
         self.ratio.load_state_dict(saved["ratio"])
         if saved["optimizer"] is not None:
-            stage = self.stages[state.stage]
+            stage = self.stages[self.state.stage]
             self.model.freeze("classifier" if stage.trains == "backbone" else None)
             self.optimizer = make_optimizer(self.config.optim, self.model)
             self.optimizer.load_state_dict(saved["optimizer"])
-        self.events = Events(self.output, saved["events_bytes"], state.step)
-        where = self.stages[state.stage].name if state.stage < len(self.stages) else "the end"
-        say(f"resuming at {where}, epoch {state.epoch}")
+        self.events = Events(self.output, saved["events_bytes"], self.state.step)
+        where = self.stages[self.state.stage].name if self.state.stage < len(self.stages) else "the end"
+        say(f"resuming at {where}, epoch {self.state.epoch}")
 
     def _steps(self) -> int:
         sizes = [len(s.grid) for s in self.scenes]
@@ -395,17 +347,3 @@ class Trainer:
 
     def _add_seconds(self, name: str, started: float) -> None:
         self.state.seconds[name] = self.state.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def label_budget(labels: LabelSet) -> dict[str, Any]:
-    """The budget in figures: labelled points and their shares of the raw points and of the view."""
-    meta = labels.meta
-    return {
-        "budget": meta["budget"],
-        "seed": meta["seed"],
-        "unit": meta["unit"],
-        "labelled": int(labels.counts.sum()),
-        "share_of_raw": meta["raw_share"],
-        "share_of_view": meta["grid_share"],
-        "checksum": labels.checksum,
-    }

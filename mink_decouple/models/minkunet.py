@@ -1,7 +1,7 @@
 """MinkUNet: the sparse residual U-Net of Choy et al. (4D Spatio-Temporal ConvNets, CVPR 2019), without its classifier.
 
-Modules carry the names of MinkowskiEngine's public example, so state dicts map name for name; its ``final`` layer is the
-segmenter's classifier here.
+Modules carry the names of MinkowskiEngine's public example, so state dicts map name for name; its ``final`` layer is
+the segmenter's classifier here.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class MinkUNet(nn.Module):
         return cls(in_channels, variant.layers, variant.planes, variant.stem, variant.stem_kernel)
 
     def reset_parameters(self) -> None:
-        """Kaiming-normal (fan-out, ReLU) kernels; transposed convolutions keep their uniform default, as in the reference."""
+        """Kaiming-normal (fan-out, ReLU) kernels; transposed ones keep their uniform default, as in the reference."""
         for module in self.modules():
             if isinstance(module, Conv3d):
                 fan_out = module.kernel_size**3 * module.out_channels

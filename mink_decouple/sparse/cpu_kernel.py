@@ -1,12 +1,16 @@
 """Fused float32 kernels of the sparse convolution for CPUs: no gather buffer, no scatter.
 
-Output rows are worked on in blocks whose sums stay in cache. For every block and kernel offset the pairs present are known
-beforehand, so the inner tile multiplies a few gathered input rows by a strip of the weights with all sums in vector registers.
-numba compiles the loops; the tile itself is written as LLVM vector instructions, because compilers do not find this shape.
+Output rows are worked on in blocks whose sums stay in cache. For every block and kernel offset the pairs present are
+known beforehand, so the inner tile multiplies a few gathered input rows by a strip of the weights with all sums in
+vector registers. numba compiles the loops; the tile itself is written as LLVM vector instructions, because compilers
+do not find this shape.
 
-Every output row (or partial sum of the weight gradient) is made by one thread in one order, so results repeat bit for bit and do
-not depend on the number of threads.
+Every output row (or partial sum of the weight gradient) is made by one thread in one order, so results repeat bit for
+bit and do not depend on the number of threads.
 """
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ _SEGMENTS = 8
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512f"))
+_FUSED = bool(_FEATURES.get("fma") or _FEATURES.get("neon"))
 LANES = 16 if _WIDE else 8
 """Floats per vector register."""
 # Sums per tile are limited by the registers: 32 with AVX-512, else 16. rows[vectors per row] of the three tile heights.
@@ -53,8 +58,8 @@ _BLOCKS: WeakKeyDictionary[NeighborTable, _Blocks] = WeakKeyDictionary()
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the fused kernels take ``x``: float32 on a CPU with fused multiply-add."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and bool(_FEATURES.get("fma"))
+    """Whether the fused kernels take ``x``: float32 on a CPU with fused multiply-add in vector registers."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _FUSED
 
 
 def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
@@ -109,7 +114,7 @@ def _blocks(table: NeighborTable) -> _Blocks:
 
 
 @numba.njit(cache=True, nogil=True)
-def _list_pairs(rows, source, target, splits):  # type: ignore[no-untyped-def] # compiled by numba
+def _list_pairs(rows, source, target, splits):
     volume, n = rows.shape
     p = 0
     for block in range(splits.shape[0]):
@@ -162,7 +167,7 @@ class _Tile:
         first: list[ir.Value],
         operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
     ) -> list[ir.Value]:
-        """Sums after ``for i in range(start, end)``; ``operands(i)`` gives the scalars and the vectors. Needs end > start."""
+        """Sums after ``for i in range(start, end)``, not empty; ``operands(i)`` gives the scalars and vectors."""
         b = self.builder
         before = b.block
         body, after = b.append_basic_block("body"), b.append_basic_block("after")
@@ -196,8 +201,8 @@ def _matmul_tile(rows: int, vectors: int) -> Any:
     """``out[target[p + r], c:] += x[source[p + r], :] @ w[:, c:]`` for r < rows and ``vectors * LANES`` columns."""
 
     @intrinsic
-    def tile(typing_context, x, w, out, source, target, p, column, depth, columns):  # type: ignore[no-untyped-def] # numba
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def] # numba
+    def tile(typing_context, x, w, out, source, target, p, column, depth, columns):
+        def emit(context, builder, signature, arguments):
             x, w, out, source, target, p, column, depth, columns = arguments
             b, kernel, long = builder, _Tile(builder, rows, vectors), p.type
             inputs = [b.mul(_index(b, source, b.add(p, long(r))), depth) for r in range(rows)]
@@ -205,9 +210,7 @@ def _matmul_tile(rows: int, vectors: int) -> Any:
 
             def operands(i: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
                 strip = _float_at(b, w, i, columns, column)
-                scalars = [
-                    _load(b, b.add(x, b.shl(b.add(start, i), long(2))), ir.FloatType()) for start in inputs
-                ]
+                scalars = [_load(b, b.add(x, b.shl(b.add(start, i), long(2))), ir.FloatType()) for start in inputs]
                 return scalars, [_load(b, b.add(strip, long(4 * LANES * v)), kernel.vector) for v in range(vectors)]
 
             sums = kernel.loop(long(0), depth, [zero] * (rows * vectors), operands)
@@ -227,8 +230,8 @@ def _outer_tile(rows: int, vectors: int) -> Any:
     """``out[a + r, c:] += sum_p x[source[p], a + r] * y[target[p], c:]`` over start <= p < end, for r < rows."""
 
     @intrinsic
-    def tile(typing_context, x, y, out, source, target, start, end, a, column, depth, columns):  # type: ignore[no-untyped-def] # numba
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def] # numba
+    def tile(typing_context, x, y, out, source, target, start, end, a, column, depth, columns):
+        def emit(context, builder, signature, arguments):
             x, y, out, source, target, start, end, a, column, depth, columns = arguments
             b, kernel, long = builder, _Tile(builder, rows, vectors), start.type
             places = [
@@ -260,7 +263,7 @@ def _matmul_strip(vectors: int) -> Any:
     tall_tile, middle_tile, single_tile = (_matmul_tile(rows, vectors) for rows in (tall, middle, single))
 
     @numba.njit(nogil=True)
-    def strip(x, w, out, source, target, start, end, column, depth, columns):  # type: ignore[no-untyped-def] # numba
+    def strip(x, w, out, source, target, start, end, column, depth, columns):
         p = start
         while p + tall <= end:
             tall_tile(x, w, out, source, target, p, column, depth, columns)
@@ -280,7 +283,7 @@ def _outer_strip(vectors: int) -> Any:
     tall_tile, middle_tile, single_tile = (_outer_tile(rows, vectors) for rows in (tall, middle, single))
 
     @numba.njit(nogil=True)
-    def strip(x, y, out, source, target, start, end, column, depth, columns):  # type: ignore[no-untyped-def] # numba
+    def strip(x, y, out, source, target, start, end, column, depth, columns):
         a = 0
         while a + tall <= depth:
             tall_tile(x, y, out, source, target, start, end, a, column, depth, columns)
@@ -302,7 +305,7 @@ _outer_3, _outer_4 = (_outer_strip(3), _outer_strip(4)) if _WIDE else (_outer_2,
 
 
 @numba.njit(cache=True, nogil=True)
-def _matmul_blocks(x, weights, out, source, target, splits, first, last):  # type: ignore[no-untyped-def] # numba
+def _matmul_blocks(x, weights, out, source, target, splits, first, last):
     depth, columns = weights.shape[1], weights.shape[2]
     xs, ws, outs = x.ctypes.data, weights.ctypes.data, out.ctypes.data
     sources, targets = source.ctypes.data, target.ctypes.data
@@ -326,7 +329,7 @@ def _matmul_blocks(x, weights, out, source, target, splits, first, last):  # typ
 
 
 @numba.njit(cache=True, nogil=True)
-def _outer_segments(x, y, partial, source, target, splits, first, last):  # type: ignore[no-untyped-def] # numba
+def _outer_segments(x, y, partial, source, target, splits, first, last):
     segments, volume, depth, columns = partial.shape
     blocks = splits.shape[0]
     xs, ys, outs = x.ctypes.data, y.ctypes.data, partial.ctypes.data

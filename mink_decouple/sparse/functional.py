@@ -4,8 +4,9 @@ With ``T[k, u]`` the input row at offset ``k`` of output row ``u`` (absent neigh
 
     out[u] = sum_k x[T[k, u]] @ W[k] + b        (correlation, as in MinkowskiEngine)
 
-The input gradient is the same operation with the opposite table and transposed weights, so one routine serves both. No step
-scatters with atomics: every output row is summed by one worker in one order, which makes results repeat bit for bit on a CPU.
+The input gradient is the same operation with the opposite table and transposed weights, so one routine serves both.
+No step scatters with atomics: every output row is summed by one worker in one order, which makes results repeat bit
+for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
         bias: (1, C_out) or (C_out,), optional.
 
     Returns:
-        (n_out, C_out) in the dtype of ``feats``, or autocast's where that is on. bfloat16 sums are carried in float32 on a CPU.
+        (n_out, C_out) in the dtype of ``feats``, or autocast's where that is on. A CPU sums bfloat16 in float32.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -39,7 +40,8 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     volume = kernel_map.table.rows.shape[0]
     if feats.ndim != 2 or kernel.shape[:2] != (volume, feats.shape[1]):
         raise ValueError(
-            f"kernel must be ({volume}, {feats.shape[-1]}, C_out) for feats {tuple(feats.shape)}, got {tuple(kernel.shape)}"
+            f"kernel must be ({volume}, {feats.shape[-1]}, C_out) for feats {tuple(feats.shape)}, "
+            f"got {tuple(kernel.shape)}"
         )
     if len(feats) != kernel_map.n_in:
         raise ValueError(f"feats have {len(feats)} rows but the kernel map expects {kernel_map.n_in}")
@@ -47,7 +49,7 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     dtype = feats.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)  # type: ignore[no-untyped-call] # torch
+    out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)
     return out if bias is None else out + bias.to(dtype)
 
 

@@ -1,10 +1,14 @@
 """Which input row meets which output row under which kernel offset: pure functions on packed, sorted coordinates.
 
-A voxel ``(batch, x, y, z)`` becomes one int64 key with the batch in the top bits and z in the lowest, so that sorting keys sorts
-voxels and a neighbour is ``key + constant``. Coordinates keep their absolute units at every stride, and strided coordinates are
-``floor(c / s) * s`` (true floor), as in MinkowskiEngine. Offsets run x fastest: for odd K offset ``i`` is
-``(i % K - K // 2, i // K % K - K // 2, i // K**2 - K // 2)`` times the stride; for K = 2 it is ``(i % 2, i // 2 % 2, i // 4)``.
+A voxel ``(batch, x, y, z)`` becomes one int64 key with the batch in the top bits and z in the lowest, so that sorting
+keys sorts voxels and a neighbour is ``key + constant``. Coordinates keep their absolute units at every stride, and
+strided coordinates are ``floor(c / s) * s`` (true floor), as in MinkowskiEngine. Offsets run x fastest: for odd K
+offset ``i`` is ``(i % K - K // 2, i // K % K - K // 2, i // K**2 - K // 2)`` times the stride; for K = 2 it is
+``(i % 2, i // 2 % 2, i // 4)``.
 """
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
 
 from __future__ import annotations
 
@@ -77,7 +81,8 @@ class NeighborTable:
 class KernelMap:
     """A neighbour table and the table of the opposite direction, which the input gradient needs.
 
-    ``reverse`` is None for a map of a coordinate set onto itself: there the opposite of offset ``k`` is offset ``V - 1 - k``.
+    ``reverse`` is None for a map of a coordinate set onto itself: there the opposite of offset ``k`` is offset ``V -
+    1 - k``.
     """
 
     table: NeighborTable
@@ -119,7 +124,8 @@ def pack(coords: Tensor) -> Tensor:
         extreme = max(high[1:] + [-value for value in low[1:]])
         if extreme > AXIS_LIMIT:
             raise ValueError(
-                f"voxel coordinate of magnitude {extreme} exceeds {AXIS_LIMIT}: centre the cloud or take a larger voxel size"
+                f"voxel coordinate of magnitude {extreme} exceeds {AXIS_LIMIT}: "
+                "centre the cloud or take a larger voxel size"
             )
     wide = coords.long()
     keys = wide[:, 0] << _SHIFTS[0]
@@ -199,7 +205,7 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
 
 
 def submanifold_table_torch(keys: Tensor, order: Tensor | None, kernel_size: int, stride: int = 1) -> Tensor:
-    """The (K^3, n) int32 table of :func:`submanifold_map` by binary search: for any device, and the oracle of the tests."""
+    """The (K^3, n) int32 table of :func:`submanifold_map` by binary search: any device; oracle of the tests."""
     n = len(keys)
     offsets = kernel_offsets(kernel_size)
     table = torch.full((len(offsets), n), -1, dtype=torch.int32, device=keys.device)
@@ -264,11 +270,11 @@ def strided_map(keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: in
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_submanifold(keys, rows, kernel_size, stride, table):  # type: ignore[no-untyped-def] # compiled by numba
+def _merge_submanifold(keys, rows, kernel_size, stride, table):
     """Fill ``table`` by walking the sorted keys against themselves, one (dx, dy) column of neighbours at a time.
 
-    A shifted sorted list is still sorted, so a pointer that only moves forward finds every neighbour. Half of the columns are
-    enough: each pair found is written in both directions.
+    A shifted sorted list is still sorted, so a pointer that only moves forward finds every neighbour. Half of the
+    columns are enough: each pair found is written in both directions.
     """
     n = len(keys)
     volume = table.shape[0]
@@ -286,7 +292,7 @@ def _merge_submanifold(keys, rows, kernel_size, stride, table):  # type: ignore[
             table[index, rows[i]] = rows[j]
             table[volume - 1 - index, rows[j]] = rows[i]
             j += 1
-    for dx in range(0, radius + 1):
+    for dx in range(radius + 1):
         for dy in range(-radius if dx > 0 else 1, radius + 1):
             shift = ((dx * stride) << (2 * AXIS_BITS)) + ((dy * stride) << AXIS_BITS) - radius * stride
             column = (dy + radius) * kernel_size + dx + radius

@@ -16,7 +16,9 @@ from mink_decouple.sparse.tensor import SparseTensor
 class _Convolution(nn.Module):
     """Parameters shared by the convolutions: ``kernel`` (V, C_in, C_out) or (C_in, C_out), and ``bias`` (1, C_out)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool, fan: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool, fan: int
+    ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
@@ -35,7 +37,7 @@ class _Convolution(nn.Module):
 
 
 class Conv3d(_Convolution):
-    """Sparse convolution onto the input's own voxels (odd kernel, stride 1) or onto the next coarser grid (kernel 2, stride 2).
+    """Sparse convolution onto its own voxels (odd kernel, stride 1) or the next coarser grid (kernel 2, stride 2).
 
     Args:
         in_channels: channels of the input.
@@ -53,7 +55,8 @@ class Conv3d(_Convolution):
     ) -> None:
         if not (stride == 1 and kernel_size % 2 == 1) and not (stride == 2 and kernel_size == 2):
             raise ValueError(
-                f"kernel size {kernel_size} with stride {stride} is not supported: odd with stride 1, or 2 with stride 2"
+                f"kernel size {kernel_size} with stride {stride} is not supported: "
+                "odd with stride 1, or 2 with stride 2"
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, fan=in_channels)
 
@@ -79,7 +82,8 @@ class Linear(Conv3d):
 class ConvTranspose3d(_Convolution):
     """Transposed convolution with kernel 2 and stride 2, back onto the voxels that were convolved down.
 
-    ``out[v] = x[u] @ kernel[dx + 2 dy + 4 dz]`` with ``u`` the coarse voxel of ``v`` and ``(dx, dy, dz)`` its place therein.
+    ``out[v] = x[u] @ kernel[dx + 2 dy + 4 dz]`` with ``u`` the coarse voxel of ``v`` and ``(dx, dy, dz)`` its place
+    therein.
 
     Raises:
         ValueError: a kernel size or stride other than 2.

@@ -1,8 +1,11 @@
 """Batch normalisation, residual addition and rectification in one step.
 
-On a CPU these are bound by memory, not arithmetic: fused, float32 features are read once for the statistics and once for the
-result instead of five times. Other devices and dtypes take torch's own operations.
+On a CPU these are bound by memory, not arithmetic: fused, float32 features are read once for the statistics and once
+for the result instead of five times. Other devices and dtypes take torch's own operations.
 """
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
 
 from __future__ import annotations
 
@@ -44,36 +47,8 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
         return F.relu(out) if rectify else out
     if residual is not None:
         residual = residual.to(x.dtype)
-    mean, var = bn.running_mean, bn.running_var
-    assert mean is not None and var is not None
-    if batch_statistics:
-        mean, var = _moments(x.detach().contiguous())
-        _update_running(bn, mean, var, len(x))
-    out = _Normalize.apply(x, residual, bn.weight, bn.bias, mean, var, bn.eps, batch_statistics, rectify)  # type: ignore[no-untyped-call] # torch
-    return out  # type: ignore[no-any-return] # torch
-
-
-def _update_running(bn: nn.BatchNorm1d, mean: Tensor, var: Tensor, n: int) -> None:
-    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
-    with torch.no_grad():
-        bn.num_batches_tracked += 1
-        momentum = 1 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-        bn.running_mean.lerp_(mean, momentum)
-        bn.running_var.lerp_(var * (n / (n - 1)), momentum)
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of the columns, chunk by chunk, joined in float64 (Chan et al. 1979)."""
-    n, channels = x.shape
-    chunks = -(-n // _CHUNK)
-    means, squares = np.empty((chunks, channels), np.float32), np.empty((chunks, channels), np.float32)
-    source = x.numpy()
-    share(lambda first, last: _chunk_moments(source, means, squares, first, last), chunks, 4 * x.numel())
-    sizes = np.full((chunks, 1), _CHUNK, np.float64)
-    sizes[-1] = n - (chunks - 1) * _CHUNK
-    mean = (sizes * means).sum(0) / n
-    var = (squares.astype(np.float64).sum(0) + (sizes * (means - mean) ** 2).sum(0)) / n
-    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(var.astype(np.float32))
+    fused: Tensor = _Normalize.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
+    return fused
 
 
 class _Normalize(torch.autograd.Function):
@@ -84,60 +59,61 @@ class _Normalize(torch.autograd.Function):
         residual: Tensor | None,
         weight: Tensor,
         bias: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
+        bn: nn.BatchNorm1d,
         batch_statistics: bool,
         rectify: bool,
     ) -> Tensor:
         x = x.contiguous()
-        residual = None if residual is None else residual.contiguous()
-        inverse = (var + eps).rsqrt()
-        scale = weight.float() * inverse
-        shift = bias.float() - mean * scale
+        n, channels = x.shape
+        chunks, work = -(-n // _CHUNK), 4 * x.numel()
+        source, running = x.numpy(), (bn.running_mean, bn.running_var)
+        assert running[0] is not None and running[1] is not None and bn.num_batches_tracked is not None
+        momentum = 0.0
+        means = squares = np.empty((0, channels), np.float32)
+        if batch_statistics:
+            bn.num_batches_tracked += 1
+            momentum = 1 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
+            means, squares = np.empty((chunks, channels), np.float32), np.empty((chunks, channels), np.float32)
+            share(lambda first, last: _chunk_moments(source, means, squares, first, last), chunks, work)
+        affine = _affine(
+            means, squares, n, running[0].numpy(), running[1].numpy(), weight.numpy(), bias.numpy(), momentum, bn.eps
+        )
         out = torch.empty_like(x)
-        arrays = (x.numpy(), (x if residual is None else residual).numpy(), out.numpy(), scale.numpy(), shift.numpy())
-        added = residual is not None
-        share(lambda a, b: _apply(*arrays, added, rectify, a, b), -(-len(x) // _CHUNK), 4 * x.numel())
-        ctx.save_for_backward(x, out if rectify else x, weight, mean, inverse)
-        ctx.batch_statistics, ctx.rectify = batch_statistics, rectify
+        added = source if residual is None else residual.contiguous().numpy()
+        target, plain = out.numpy(), residual is None
+        share(lambda first, last: _apply(source, added, target, affine, plain, rectify, first, last), chunks, work)
+        ctx.save_for_backward(x, out if rectify else x, weight)
+        ctx.affine, ctx.batch_statistics, ctx.rectify = affine, batch_statistics, rectify
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, weight, mean, inverse = ctx.saved_tensors
-        grad = grad.contiguous()
+        x, out, weight = ctx.saved_tensors
+        grad, rectify = grad.contiguous(), ctx.rectify
         n, channels = x.shape
-        chunks = -(-n // _CHUNK)
-        sums = np.zeros((2, chunks, channels), np.float32)
-        arrays = (x.numpy(), out.numpy(), grad.numpy(), mean.numpy())
-        share(lambda a, b: _chunk_gradients(*arrays, sums, ctx.rectify, a, b), chunks, 4 * x.numel())
-        total, projected = (torch.from_numpy(part.sum(0, dtype=np.float64)) for part in sums)
-        scale = weight.double() * inverse
-        slope = level = torch.zeros_like(scale)
-        if ctx.batch_statistics:
-            slope, level = -scale * inverse.double() ** 2 * projected / n, -scale * total / n
-        coefficients = torch.stack([scale, slope, level - slope * mean]).float()
-        grad_x = torch.empty_like(x)
-        # The residual's gradient is that of the sum; without rectification it is the incoming one.
-        masked = torch.empty_like(x) if ctx.rectify and ctx.needs_input_grad[1] else grad_x
-        kept = masked is not grad_x
-        targets = (coefficients.numpy(), grad_x.numpy(), masked.numpy())
-        share(
-            lambda a, b: _input_gradients(x.numpy(), out.numpy(), grad.numpy(), *targets, kept, ctx.rectify, a, b),
-            chunks,
-            4 * x.numel(),
+        chunks, work = -(-n // _CHUNK), 4 * x.numel()
+        arrays = (x.numpy(), out.numpy(), grad.numpy())
+        sums = np.empty((2, chunks, channels), np.float32)
+        share(lambda a, b: _chunk_gradients(*arrays, ctx.affine, sums, rectify, a, b), chunks, work)
+        grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+        coefficients = _gradient_coefficients(
+            sums, n, ctx.affine, weight.numpy(), ctx.batch_statistics, grad_weight.numpy(), grad_bias.numpy()
         )
+        grad_x = torch.empty_like(x)
+        # The residual's gradient is that of the sum, which without rectification is the incoming one.
+        kept = rectify and ctx.needs_input_grad[1]
+        masked = torch.empty_like(x) if kept else grad_x
+        targets = (grad_x.numpy(), masked.numpy())
+        share(lambda a, b: _input_gradients(*arrays, coefficients, *targets, kept, rectify, a, b), chunks, work)
         grad_residual = None
         if ctx.needs_input_grad[1]:
-            grad_residual = masked if ctx.rectify else grad
-        grad_weight, grad_bias = (projected * inverse).to(weight.dtype), total.to(weight.dtype)
-        return grad_x, grad_residual, grad_weight, grad_bias, None, None, None, None, None
+            grad_residual = masked if rectify else grad
+        return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
 @numba.njit(cache=True, nogil=True)
-def _chunk_moments(x, means, squares, first, last):  # type: ignore[no-untyped-def] # compiled by numba
+def _chunk_moments(x, means, squares, first, last):
     n, channels = x.shape
     for chunk in range(first, last):
         start, end = chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)
@@ -157,25 +133,73 @@ def _chunk_moments(x, means, squares, first, last):  # type: ignore[no-untyped-d
 
 
 @numba.njit(cache=True, nogil=True)
-def _apply(x, residual, out, scale, shift, added, rectify, first, last):  # type: ignore[no-untyped-def] # compiled by numba
-    n, channels = x.shape
-    floor = np.float32(0 if rectify else -np.inf)
-    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
-        if added:
-            for c in range(channels):
-                value = x[i, c] * scale[c] + shift[c] + residual[i, c]
-                out[i, c] = floor if value < floor else value
-        else:
-            for c in range(channels):
-                value = x[i, c] * scale[c] + shift[c]
-                out[i, c] = floor if value < floor else value
+def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum, eps):
+    """Rows mean, 1 / std, scale and shift of each channel; chunk moments are joined in float64 (Chan et al. 1979).
+
+    Without chunks the running statistics serve, with chunks they are updated.
+    """
+    chunks, channels = means.shape
+    affine = np.empty((4, channels), np.float32)
+    for c in range(channels):
+        mean, var = np.float64(running_mean[c]), np.float64(running_var[c])
+        if chunks > 0:
+            mean = var = 0.0
+            for chunk in range(chunks):
+                mean += means[chunk, c] * np.float64(min(_CHUNK, n - chunk * _CHUNK)) / n
+            for chunk in range(chunks):
+                size = np.float64(min(_CHUNK, n - chunk * _CHUNK))
+                var += (squares[chunk, c] + size * (means[chunk, c] - mean) ** 2) / n
+            running_mean[c] += momentum * (mean - running_mean[c])
+            running_var[c] += momentum * (var * n / (n - 1) - running_var[c])
+        inverse = 1 / np.sqrt(var + eps)
+        affine[0, c], affine[1, c] = mean, inverse
+        affine[2, c], affine[3, c] = weight[c] * inverse, bias[c] - mean * weight[c] * inverse
+    return affine
 
 
 @numba.njit(cache=True, nogil=True)
-def _chunk_gradients(x, out, grad, mean, sums, rectify, first, last):  # type: ignore[no-untyped-def] # compiled by numba
+def _apply(x, residual, out, affine, plain, rectify, first, last):
+    n, channels = x.shape
+    floor = np.float32(0 if rectify else -np.inf)
+    scale, shift = affine[2], affine[3]
+    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
+        x_row, out_row, residual_row = x[i], out[i], residual[i]
+        if plain:
+            for c in range(channels):
+                value = x_row[c] * scale[c] + shift[c]
+                out_row[c] = floor if value < floor else value
+        else:
+            for c in range(channels):
+                value = x_row[c] * scale[c] + shift[c] + residual_row[c]
+                out_row[c] = floor if value < floor else value
+
+
+@numba.njit(cache=True, nogil=True)
+def _gradient_coefficients(sums, n, affine, weight, batch_statistics, grad_weight, grad_bias):
+    """The input gradient is ``c[0] * g + c[1] * x + c[2]``; fills the parameters' gradients."""
+    channels = sums.shape[2]
+    coefficients = np.zeros((3, channels), np.float32)
+    for c in range(channels):
+        total = projected = 0.0
+        for chunk in range(sums.shape[1]):
+            total += sums[0, chunk, c]
+            projected += sums[1, chunk, c]
+        mean, inverse = np.float64(affine[0, c]), np.float64(affine[1, c])
+        grad_weight[c], grad_bias[c] = projected * inverse, total
+        coefficients[0, c] = affine[2, c]
+        if batch_statistics:
+            slope = -affine[2, c] * inverse * inverse * projected / n
+            coefficients[1, c] = slope
+            coefficients[2, c] = -affine[2, c] * total / n - slope * mean
+    return coefficients
+
+
+@numba.njit(cache=True, nogil=True)
+def _chunk_gradients(x, out, grad, affine, sums, rectify, first, last):
     n, channels = x.shape
     # A product with 0 or 1 instead of a choice: a choice keeps the compiler from using vector instructions.
     floor = np.float32(0 if rectify else -np.inf)
+    mean = affine[0]
     for chunk in range(first, last):
         total = np.zeros(channels, np.float32)
         projected = np.zeros(channels, np.float32)
@@ -190,7 +214,7 @@ def _chunk_gradients(x, out, grad, mean, sums, rectify, first, last):  # type: i
 
 
 @numba.njit(cache=True, nogil=True)
-def _input_gradients(x, out, grad, coefficients, grad_x, masked, kept, rectify, first, last):  # type: ignore[no-untyped-def] # numba
+def _input_gradients(x, out, grad, coefficients, grad_x, masked, kept, rectify, first, last):
     n, channels = x.shape
     floor = np.float32(0 if rectify else -np.inf)
     scale, slope, level = coefficients[0], coefficients[1], coefficients[2]

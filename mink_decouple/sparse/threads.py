@@ -1,7 +1,7 @@
 """Sharing compiled work among threads.
 
-Plain Python threads run kernels that release the interpreter lock: no OpenMP or TBB pool is started, idle threads never spin,
-and a forked data-loading worker is safe.
+Plain Python threads run kernels that release the interpreter lock: no OpenMP or TBB pool is started, idle threads
+never spin, and a forked data-loading worker is safe.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def share(work: Callable[[int, int], None], count: int, operations: int) -> None:
-    """Run ``work(first, last)`` over consecutive pieces of ``range(count)`` on up to ``torch.get_num_threads()`` threads.
+    """Run ``work(first, last)`` over pieces of ``range(count)`` on up to ``torch.get_num_threads()`` threads.
 
     Args:
         work: handles ``first <= i < last``; pieces must not write to the same place.

@@ -202,7 +202,7 @@ def test_gradients_are_clipped_by_norm():
     layer = torch.nn.Linear(3, 1, bias=False)
     layer.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    apply_gradients(OptimConfig(grad_clip=1.0), optimizer, lambda: "")
+    apply_gradients(OptimConfig(grad_clip=1.0), optimizer, "")
     assert torch.allclose(layer.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]), atol=1e-5)
 
 
@@ -214,13 +214,13 @@ def test_gradients_left_on_a_frozen_part_do_not_enter_the_norm():
     for layer, grad in zip(pair, (100.0, 0.5)):
         layer.weight.grad = torch.tensor([[grad]])
     pair[0].requires_grad_(False)
-    apply_gradients(OptimConfig(grad_clip=1.0), make_optimizer(OptimConfig(), pair), lambda: "")
+    apply_gradients(OptimConfig(grad_clip=1.0), make_optimizer(OptimConfig(), pair), "")
     assert pair[1].weight.grad.item() == 0.5
 
 
 def test_a_folder_with_content_is_never_trained_into(make_config, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not empty.*--resume"):
+    with pytest.raises(ValueError, match=r"not empty.*--resume"):
         Trainer(make_config(), tmp_path, CPU)
     with pytest.raises(ValueError, match="no run to resume"):
         Trainer(make_config(), tmp_path, CPU, resume=True)
@@ -232,7 +232,7 @@ def test_a_folder_with_content_is_never_trained_into(make_config, tmp_path):
 def test_resuming_with_other_settings_or_labels_is_refused(make_config, tmp_path, monkeypatch):
     output = tmp_path / "run"
     run_and_die(make_config(), output, 2, monkeypatch)
-    with pytest.raises(ValueError, match="configuration changed.*'seed: 0' became 'seed: 1'"):
+    with pytest.raises(ValueError, match=r"configuration changed.*'seed: 0' became 'seed: 1'"):
         Trainer(make_config(seed=1), output, CPU, resume=True)
     other = tmp_path / "other"
     run_and_die(make_config(labels={"seed": 9}), other, 1, monkeypatch)

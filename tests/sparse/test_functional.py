@@ -1,9 +1,16 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
-from voxel_sets import random_voxels, surface_voxels
 from torch import Tensor
+from voxel_sets import random_voxels, surface_voxels
 
-from mink_decouple.sparse.functional import convolution
+from mink_decouple.sparse import cpu_kernel, threads
+from mink_decouple.sparse.functional import convolution, gather_matmul_sum_torch, gather_outer_sum_torch
 from mink_decouple.sparse.kernel_map import KernelMap
 from mink_decouple.sparse.tensor import MapCache
 
@@ -48,9 +55,8 @@ def test_forward_and_gradients_equal_the_definition(kind: str, c_in: int, c_out:
         assert (ours - exact).norm() <= 1e-6 * exact.norm()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_results_repeat_bit_for_bit(threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_results_repeat_bit_for_bit_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MIN_PARALLEL_OPERATIONS", 0)
     mapping = maps(surface_voxels(2))["same"]
     feats, kernel = draw(mapping, 24, 32)
 
@@ -59,9 +65,61 @@ def test_results_repeat_bit_for_bit(threads: int) -> None:
         return (out, *torch.autograd.grad(out.square().sum(), (feats, kernel)))
 
     first = once()
-    for _ in range(3):
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
         for a, b in zip(first, once()):
             assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not cpu_kernel.usable(torch.zeros(1)), reason="no fused multiply-add on this processor")
+@pytest.mark.parametrize("kind", ["same", "down", "up"])
+def test_fused_kernels_agree_with_plain_torch(kind: str) -> None:
+    table = maps(surface_voxels(4, side=30))[kind].table
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(table.n_source, 24, generator=generator)
+    y = torch.randn(table.rows.shape[1], 40, generator=generator)
+    weights = torch.randn(len(table.rows), 24, 40, generator=generator)
+    for fused, plain in [
+        (cpu_kernel.gather_matmul_sum(x, weights, table), gather_matmul_sum_torch(x, weights, table)),
+        (cpu_kernel.gather_outer_sum(x, y, table), gather_outer_sum_torch(x, y, table)),
+    ]:
+        assert (fused - plain).norm() <= 1e-6 * plain.norm()
+
+
+def test_several_threads_may_convolve_at_once() -> None:
+    mapping = maps(surface_voxels(5, side=20))["same"]
+    feats, kernel = (t.detach() for t in draw(mapping, 16, 16))
+    expected = convolution(feats, kernel, mapping)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: convolution(feats, kernel, mapping), range(8)):
+            assert torch.equal(result, expected)
+
+
+NARROW = """
+import llvmlite.binding, torch
+features = llvmlite.binding.get_host_cpu_features()
+features.update({name: False for name in features if name.startswith("avx512")})
+llvmlite.binding.get_host_cpu_features = lambda: features
+from mink_decouple.sparse import cpu_kernel
+from mink_decouple.sparse.functional import gather_matmul_sum_torch, gather_outer_sum_torch
+from mink_decouple.sparse.kernel_map import pack, submanifold_map
+assert cpu_kernel.LANES == 8
+table = submanifold_map(pack(torch.cartesian_prod(*[torch.arange(n) for n in (2, 9, 8, 7)])), None, 3).table
+x, y, w = torch.randn(1008, 11), torch.randn(1008, 24), torch.randn(27, 11, 24)
+for fused, plain in [
+    (cpu_kernel.gather_matmul_sum(x, w, table), gather_matmul_sum_torch(x, w, table)),
+    (cpu_kernel.gather_outer_sum(x, y, table), gather_outer_sum_torch(x, y, table)),
+]:
+    assert (fused - plain).norm() <= 1e-6 * plain.norm()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_kernel.usable(torch.zeros(1)), reason="no fused multiply-add on this processor")
+def test_fused_kernels_for_narrower_registers_are_right_too(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

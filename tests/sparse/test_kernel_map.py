@@ -1,8 +1,8 @@
 import pytest
 import torch
-from voxel_sets import random_voxels, surface_voxels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from voxel_sets import random_voxels, surface_voxels
 
 from mink_decouple.sparse import kernel_map as km
 
@@ -30,9 +30,7 @@ def test_offsets_run_x_fastest_and_odd_kernels_are_centred() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 511), *[st.integers(-km.AXIS_LIMIT, km.AXIS_LIMIT)] * 3), min_size=1, max_size=20
-    )
+    st.lists(st.tuples(st.integers(0, 511), *[st.integers(-km.AXIS_LIMIT, km.AXIS_LIMIT)] * 3), min_size=1, max_size=20)
 )
 def test_packing_is_invertible_and_keeps_the_lexicographic_order(rows: list[tuple[int, int, int, int]]) -> None:
     coords = torch.tensor(rows, dtype=torch.int32)

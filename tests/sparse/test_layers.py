@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from voxel_sets import random_voxels
 from torch import Tensor, nn
 from torch.nn import functional as F
+from voxel_sets import random_voxels
 
 from mink_decouple.sparse import layers
 from mink_decouple.sparse.tensor import SparseTensor

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 
-def random_voxels(seed: int, sizes: tuple[int, ...] = (60, 25), side: int = 6, low: int = -7, shuffle: bool = True) -> Tensor:
-    """(N, 4) int32 distinct voxels of ``len(sizes)`` batch items, negative coordinates included, in random row order."""
+def random_voxels(
+    seed: int, sizes: tuple[int, ...] = (60, 25), side: int = 6, low: int = -7, shuffle: bool = True
+) -> Tensor:
+    """(N, 4) int32 distinct voxels of ``len(sizes)`` batch items, negative ones included, in random row order."""
     generator = torch.Generator().manual_seed(seed)
     items = []
     for index, size in enumerate(sizes):

@@ -1,0 +1,110 @@
+"""What changes during a run, and the checks before a run folder is written to or taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mink_decouple.config import Config, dump
+from mink_decouple.data.budget import LabelSet
+from mink_decouple.engine import checkpoint
+from mink_decouple.metrics import ConfusionMatrix
+
+
+@dataclass
+class State:
+    """Where a run is and what it has found so far.
+
+    Attributes:
+        stage: index of the stage in the schedule.
+        epoch: epochs of it that are done.
+        step: optimizer steps done in all.
+        rho: (C,) imbalance ratio of the current pseudo-labels.
+        matrices: confusion matrices to show: "pre-trained", "final".
+        predictions: by the same names, (N,) predicted train ids of the pictured scene.
+        best: stage and mIoU of the best evaluation.
+        seconds: wall-clock time by stage.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    rho: torch.Tensor | None = None
+    matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=lambda: {"stage": None, "miou": -1.0})
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def pack(self) -> dict[str, Any]:
+        """Plain data and tensors for a checkpoint."""
+        return {
+            **{key: getattr(self, key) for key in ("stage", "epoch", "step", "rho", "best", "seconds")},
+            "matrices": {k: torch.from_numpy(m.counts.copy()) for k, m in self.matrices.items()},
+            "predictions": {k: torch.from_numpy(v.astype(np.int16)) for k, v in self.predictions.items()},
+        }
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> State:
+        """The inverse of `pack`."""
+        matrices = {k: v.numpy() for k, v in packed["matrices"].items()}
+        predictions = {k: v.numpy().astype(np.int64) for k, v in packed["predictions"].items()}
+        rest = {k: packed[k] for k in ("stage", "epoch", "step", "rho", "best", "seconds")}
+        return cls(
+            **rest, matrices={k: ConfusionMatrix(len(v), v) for k, v in matrices.items()}, predictions=predictions
+        )
+
+
+def saved_run(output: Path, resume: bool) -> dict[str, Any] | None:
+    """The last checkpoint of the run to resume, or None for a new run.
+
+    Raises:
+        ValueError: a new run into a folder that holds something, or a resume where no run can be taken up.
+        FileNotFoundError: a resume of a folder that does not exist.
+    """
+    last = output / "checkpoints" / "last.pt"
+    held = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if not resume:
+        if held:
+            raise ValueError(f"{output}: not empty; continue its run with --resume or choose another --output")
+        return None
+    if last.is_file():
+        return checkpoint.load(last)
+    if not held:
+        raise FileNotFoundError(f"{output}: no run to resume")
+    if not (output / "config.yaml").is_file():
+        raise ValueError(f"{output}: holds files but no run to resume; choose another --output")
+    raise ValueError(f"{output}: its run stopped before the first checkpoint; start it anew in another --output")
+
+
+def require_same_run(
+    path: Path, saved: dict[str, Any], config: Config, classes: Sequence[str], labels: LabelSet
+) -> None:
+    """Raises ValueError where a checkpoint was made with other settings, classes or labels than those at hand."""
+    if saved["config"] != dump(config):
+        pairs = zip(saved["config"].splitlines(), dump(config).splitlines(), strict=False)
+        then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))
+        raise ValueError(
+            f"{path}: the configuration changed since ({then!r} became {now!r}); resume with the same settings"
+        )
+    checkpoint.require_classes(path, saved, tuple(classes))
+    if saved["labels_checksum"] != labels.checksum:
+        raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
+
+
+def label_budget(labels: LabelSet) -> dict[str, Any]:
+    """The budget in figures: labelled points and their shares of the raw points and of the view."""
+    meta = labels.meta
+    return {
+        "budget": meta["budget"],
+        "seed": meta["seed"],
+        "unit": meta["unit"],
+        "labelled": int(labels.counts.sum()),
+        "share_of_raw": meta["raw_share"],
+        "share_of_view": meta["grid_share"],
+        "checksum": labels.checksum,
+    }
