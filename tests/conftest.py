@@ -1,0 +1,5 @@
+"""Settings that must stand before torch is loaded."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
