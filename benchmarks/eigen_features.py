@@ -38,13 +38,6 @@ def thin(coords: NDArray[np.floating], cell: float) -> NDArray[np.int64]:
     return np.sort(first)
 
 
-def planar_spacing(coords: NDArray[np.floating]) -> float:
-    """Metres between neighbours in plan: the root of the occupied area over the number of points."""
-    cell = 10.0
-    cells = np.floor(coords[:, :2] / cell).astype(np.int64)
-    return cell * float(np.sqrt(len(np.unique(cells, axis=0)) / len(coords)))
-
-
 def eigen_features(
     coords: NDArray[np.floating],
     queries: NDArray[np.floating],

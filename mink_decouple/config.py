@@ -327,7 +327,7 @@ def loads(text: str, source: str = "config") -> Config:
 
 
 def replace_data(trained: Config, asked: Config) -> Config:
-    """The configuration of a trained network with the data and votes of another; what the network sees stays as trained."""
+    """A trained network's configuration with the data and votes of another; what the network sees stays as trained."""
     kept = ("grid", "features", "height", "factors", "centre")
     data = dataclasses.replace(asked.data, **{key: getattr(trained.data, key) for key in kept})
     return dataclasses.replace(trained, data=data, eval=asked.eval)

@@ -148,13 +148,6 @@ def test_spread_is_the_sample_deviation_over_known_values():
     assert rf.spread([4.0]) == (4.0, 0.0)
 
 
-def test_spacing_in_plan_of_a_grid_is_its_step():
-    x, y = np.meshgrid(np.arange(0, 40, 2.0), np.arange(0, 40, 2.0))
-    grid = np.column_stack([x.ravel(), y.ravel(), np.zeros(x.size)])
-    assert eigen.planar_spacing(grid) == pytest.approx(2.0)
-    assert rf.default_radii(grid, ground=True) == (2.0, 4.0, 8.0, 16.0)
-
-
 def test_the_command_scores_the_embedded_rooms_and_refuses_a_wrong_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINK_DECOUPLE_CACHE", str(tmp_path / "cache"))
     small = ["data.synthetic.areas=5", "data.synthetic.rooms_per_area=1", "data.synthetic.points_per_room=1000"]

@@ -1,13 +1,15 @@
 """Views of a sample (voxels or shuffled points) and the batch that a network sees.
 
-A view has one row per thing the network classifies. Rows of all samples of a batch are concatenated, every row number is global, and
-nothing is padded, so samples may have different sizes and give the same features as they would alone in evaluation mode.
+A view has one row per thing the network classifies. Rows of all samples of a batch are concatenated, every row number
+is global, and nothing is padded, so samples may have different sizes and give the same features as they would alone in
+evaluation mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,13 +71,14 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         levels = None if self.pyramid is None else [level.to(device, non_blocking) for level in self.pyramid]
-        moved = {name: t.to(device, non_blocking=non_blocking) for name, t in self._tensors().items()}
+        moved: dict[str, Any] = {k: t.to(device, non_blocking=non_blocking) for k, t in self._tensors().items()}
         return replace(self, pyramid=levels, **moved)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for copies that do not block; torch's DataLoader calls it."""
         levels = None if self.pyramid is None else [level.pin_memory() for level in self.pyramid]
-        return replace(self, pyramid=levels, **{name: t.pin_memory() for name, t in self._tensors().items()})
+        pinned: dict[str, Any] = {k: t.pin_memory() for k, t in self._tensors().items()}
+        return replace(self, pyramid=levels, **pinned)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -105,8 +108,8 @@ def voxel_view(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndar
         size: edge of a voxel, metres.
 
     Returns:
-        A row per occupied voxel: floor(coords / size), mean coordinates and features, and the majority of its labelled points
-        (-1 where two classes tie).
+        A row per occupied voxel: floor(coords / size), mean coordinates and features, and the majority of its labelled
+        points (-1 where two classes tie).
 
     Raises:
         ValueError: no points, unequal lengths, or a coordinate that does not fit the grid.
@@ -226,7 +229,9 @@ def rows_from_points(values: Tensor, batch: Batch, num_classes: int) -> Tensor:
         ValueError: `values` is not one per sample point, or holds a class beyond C.
     """
     if values.shape != batch.inverse.shape:
-        raise ValueError(f"values has shape {tuple(values.shape)}; expected {tuple(batch.inverse.shape)}, one per sample point")
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}; expected {tuple(batch.inverse.shape)}, one per sample point"
+        )
     if bool((values >= num_classes).any()):
         raise ValueError(f"values holds class {int(values.max())}; expected classes below {num_classes}")
     given = values >= 0

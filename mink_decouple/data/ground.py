@@ -19,12 +19,24 @@ _TREND_METRES = 25.0
 _TREND_SLOPE = 0.5
 
 
-def height_above_ground(coords: np.ndarray, cell: float = 2.0, slope: float = 0.12, window: float = 40.0) -> np.ndarray:
+def planar_spacing(coords: np.ndarray, cell: float = 10.0) -> float:
+    """Metres between (N, 3) points in plan: the root of the area per point, over occupied cells of `cell` metres."""
+    if len(coords) == 0:
+        return 0.0
+    xy = coords[:, :2].astype(np.float64)
+    cells = np.unique(((xy - xy.min(axis=0)) // cell).astype(np.int64), axis=0)
+    return cell * float(np.sqrt(len(cells) / len(coords)))
+
+
+def height_above_ground(
+    coords: np.ndarray, cell: float | None = None, slope: float = 0.12, window: float = 40.0
+) -> np.ndarray:
     """Height of each point above the ground below it.
 
     Args:
         coords: (N, 3) coordinates, metres, z up.
-        cell: side of a ground cell, metres; a few ground points should fall into most cells.
+        cell: side of a ground cell, metres; a few ground points should fall into most cells. None takes twice the
+            spacing of the points, and at least 2 m.
         slope: rise over run, against the trend of the hillside, up to which bumps count as ground; larger keeps
             rougher terrain, smaller removes lower objects.
         window: radius of the largest opening, metres; roofs up to about twice as wide are seen as objects.
@@ -37,6 +49,8 @@ def height_above_ground(coords: np.ndarray, cell: float = 2.0, slope: float = 0.
     """
     if coords.ndim != 2 or coords.shape[1] != 3:
         raise ValueError(f"coords must be (N, 3), found {coords.shape}")
+    if cell is None:
+        cell = max(2.0, 2.0 * planar_spacing(coords))
     if cell <= 0 or slope <= 0 or window <= 0:
         raise ValueError(f"cell, slope and window must be positive, found {cell}, {slope}, {window}")
     if len(coords) == 0:

@@ -1,7 +1,8 @@
 """Exact nearest neighbours and the down-sampling pyramid of RandLA-Net (Hu et al., CVPR 2020, Sec. 3.2).
 
-The search is a uniform grid: points are sorted by cell, and a query looks at rings of cells around its own until no unseen cell
-can hold a closer point. All kernels are serial and release the GIL, so loader threads may call them side by side.
+The search is a uniform grid: points are sorted by cell, and a query looks at rings of cells around its own until no
+unseen cell can hold a closer point. All kernels are serial and release the GIL, so loader threads may call them side by
+side.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _search(
 ) -> np.ndarray:
     """Fill `found` (m, k) for the queries `todo`; return the queries that need wider cells.
 
-    `support` is in cell order and `order` gives the original row of each of its points; `extent` is the last cell of each axis.
+    `support` is in cell order and `order` gives the original row of each of its points; `extent` is the last cell of
+    each axis.
     """
     k = found.shape[1]
     mask = (1 << bits) - 1
@@ -275,7 +277,8 @@ def _grid_search(query: np.ndarray, support: np.ndarray, low: np.ndarray, span: 
 def pyramid(coords: np.ndarray, ratios: Sequence[int], k: int) -> list[Level]:
     """Index tables of one crop for every encoder layer of RandLA-Net.
 
-    Random sampling keeps the first n // ratio rows of a level, which is random only because the crop's rows were shuffled before.
+    Random sampling keeps the first n // ratio rows of a level, which is random only because the crop's rows were
+    shuffled before.
 
     Args:
         coords: (n, 3) float32 of ONE shuffled crop, metres, n >= 1.

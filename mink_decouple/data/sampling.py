@@ -237,7 +237,8 @@ class CropSampler:
             ValueError: the state names a scene this sampler does not have.
         """
         _known(state["possibility"], self.names)
-        self._possibility = {name: np.asarray(values).astype(np.float32) for name, values in state["possibility"].items()}
+        saved = state["possibility"]
+        self._possibility = {name: np.asarray(values).astype(np.float32) for name, values in saved.items()}
         self._lowest = -1 - np.array([self._generator(name).random() for name in self.names])
         for number, name in enumerate(self.names):
             if name in self._possibility:

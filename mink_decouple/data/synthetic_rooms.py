@@ -122,7 +122,7 @@ def _seat(plan: Plan, design: str | None = None) -> None:
 
 
 def _office(plan: Plan) -> None:
-    if plan.dice.chance(0.15):
+    if plan.dice.chance(0.07):
         _sofa(plan)
     for _ in range(plan.dice.count(3, 5)):
         _desk(plan)
@@ -171,7 +171,7 @@ def _lounge(plan: Plan) -> None:
 
 def _storage(plan: Plan) -> None:
     for _ in range(plan.dice.count(4, 6)):
-        _bookcase(plan, boxes=plan.dice.chance(0.5))
+        _bookcase(plan, boxes=plan.dice.chance(0.35))
     for _ in range(plan.dice.count(1, 3)):
         _cabinet(plan)
     _desk(plan)

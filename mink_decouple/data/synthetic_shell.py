@@ -79,7 +79,7 @@ def add_column(plan: Plan, where: str) -> bool:
     """Stand a column ``free``, at a ``wall`` or in a ``corner``; return False if no place was found."""
     dice, look, label = plan.dice, plan.look, Label.COLUMN
     a, b = dice.uniform(0.28, 0.55), dice.uniform(0.28, 0.55)
-    paint = look.wall() if dice.chance(0.65) else look.metal_paint() if dice.chance(0.4) else look.wood()
+    paint = look.wall() if dice.chance(0.5) else look.metal_paint() if dice.chance(0.4) else look.wood()
     if where == "corner":
         side = dice.count(0, 3)
         u = plan.wall_length(side) - a / 2
@@ -110,7 +110,7 @@ def add_column(plan: Plan, where: str) -> bool:
 def add_shaft(plan: Plan) -> None:
     """Build a duct shaft into a wall: wall in S3DIS, and much like a column."""
     dice = plan.dice
-    w, d = dice.uniform(0.45, 1.1), dice.uniform(0.15, 0.45)
+    w, d = dice.uniform(0.6, 1.3), dice.uniform(0.15, 0.45)
     found = plan.spot(w, (0.0, plan.height), d)
     if found is not None:
         kit = plan.wall_kit(found[0], found[1], d / 2)
@@ -122,7 +122,7 @@ def add_beam(plan: Plan) -> None:
     dice, look = plan.dice, plan.look
     along = dice.count(0, 1)
     length, across = (plan.depth, plan.width) if along else (plan.width, plan.depth)
-    w, drop = dice.uniform(0.2, 0.42), min(dice.uniform(0.18, 0.42), plan.height - 2.2)
+    w, drop = dice.uniform(0.2, 0.42), min(dice.uniform(0.22, 0.45), plan.height - 2.1)
     at = w / 2 if dice.chance(0.25) else dice.uniform(w, across - w)
     x, y = (at, length / 2) if along else (length / 2, at)
     kit = plan.kit.place(x, y, 0.0, QUARTERS[along])
@@ -134,7 +134,7 @@ def add_beam(plan: Plan) -> None:
 def add_soffit(plan: Plan) -> None:
     """Lower a strip of the ceiling along a wall: ceiling in S3DIS, and much like a beam."""
     side = plan.dice.count(0, 3)
-    w, drop, length = plan.dice.uniform(0.4, 1.0), plan.dice.uniform(0.12, 0.32), plan.wall_length(side)
+    w, drop, length = plan.dice.uniform(0.5, 1.1), plan.dice.uniform(0.1, 0.25), plan.wall_length(side)
     kit = plan.wall_kit(side, length / 2, w / 2)
     kit.box(
         (-length / 2, length / 2),

@@ -72,8 +72,8 @@ def evaluate_checkpoint(
 
     Args:
         path: the checkpoint.
-        choose: the checkpoint's own configuration -> the one that says where the data is and how to vote. The network and
-            its view of the data are always those of the checkpoint.
+        choose: the checkpoint's own configuration -> the one that says where the data is and how to vote. The network
+            and its view of the data are always those of the checkpoint.
         output: folder of metrics.json.
         device: where to run.
 

@@ -17,7 +17,7 @@ from mink_decouple.models.segmenter import Segmenter
 
 
 def turned(vote: int) -> Callable[[Sample, np.random.Generator], Sample]:
-    """The augmentation of a vote: the eight symmetries of the square about the vertical in turn, then slight scales of them.
+    """The augmentation of a vote: the eight symmetries of the square about the vertical, then slight scales of them.
 
     Vote 0 leaves the sample as it is.
     """

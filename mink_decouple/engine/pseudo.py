@@ -1,4 +1,4 @@
-"""Pseudo-labels of the whole training set: predict every scene, rank the classes, select scene by scene (Eq. 2 and 3)."""
+"""Pseudo-labels of the whole training set: predict every scene, rank the classes, select by scene (Eq. 2 and 3)."""
 
 from __future__ import annotations
 

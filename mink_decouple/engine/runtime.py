@@ -21,7 +21,7 @@ PACKAGES = ("torch", "numpy", "scipy", "numba", "scikit-learn", "pyyaml", "tenso
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises ValueError for an unknown name and where CUDA is asked for and absent."""
+    """`auto` takes CUDA where there is one. Raises ValueError for an unknown name, or CUDA asked for where there is none."""
     if name not in DEVICES:
         raise ValueError(f"--device {name!r}: unknown device; choices: {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
@@ -32,8 +32,8 @@ def choose_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Ask glibc not to hand large freed blocks back to the kernel.
 
-    Page faults on fresh tensors of tens of megabytes cost a CPU training step up to half of its time. The price: memory once used
-    stays with the process. Without glibc this does nothing.
+    Page faults on fresh tensors of tens of megabytes cost a CPU training step up to half of its time. The price: memory
+    once used stays with the process. Without glibc this does nothing.
     """
     if sys.platform.startswith("linux"):
         try:

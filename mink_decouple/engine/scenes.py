@@ -13,7 +13,7 @@ from mink_decouple.data import load_dataset
 from mink_decouple.data.budget import LabelSet, draw, parse_budget, visible
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud, subsample
-from mink_decouple.data.ground import height_above_ground
+from mink_decouple.data.ground import height_above_ground, planar_spacing
 from mink_decouple.engine.events import progress
 
 
@@ -42,7 +42,8 @@ class Scene:
 def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
     """`cloud` with the features the configuration asks for that follow from others.
 
-    `height` (N,) metres above the lowest points of the scene or above the local ground; `log_intensity` (N,) in 0..1, since
+    `height` (N,) metres above the lowest points of the scene or above the local ground; `height_wide` (N,) metres above
+    a ground estimated on cells twice as wide, which sees wide roofs as roofs; `log_intensity` (N,) in 0..1, since
     intensities spread over orders of magnitude and differ between sensors.
 
     Raises:
@@ -51,9 +52,11 @@ def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
     features = dict(cloud.features)
     if "height" in config.data.features and "height" not in features:
         if config.data.height == "ground":
-            features["height"] = height_above_ground(cloud.coords).astype(np.float32)
+            features["height"] = height_above_ground(cloud.coords)
         else:
             features["height"] = cloud.coords[:, 2] - np.percentile(cloud.coords[:, 2], 1).astype(np.float32)
+    if "height_wide" in config.data.features:
+        features["height_wide"] = height_above_ground(cloud.coords, cell=2 * max(2.0, 2 * planar_spacing(cloud.coords)))
     if "log_intensity" in config.data.features:
         if "intensity" not in features:
             have = ", ".join(sorted(features)) or "none"
@@ -104,8 +107,8 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
         labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
     if labels.missing:
         raise ValueError(
-            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(labels.missing)} in the training split; "
-            "label one, or leave the class out of the classes"
+            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(labels.missing)} in the "
+            "training split; label one, or leave the class out of the classes"
         )
     return labels
 

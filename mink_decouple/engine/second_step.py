@@ -48,8 +48,8 @@ def cache_features(
     """Features of the labelled rows of several augmented passes over the training set.
 
     The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the
-    II-step may re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its statistics
-    belong to all rows.
+    II-step may re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its
+    statistics belong to all rows.
     """
     model.freeze("backbone").eval()
     augment = compose(config.augment)

@@ -1,4 +1,4 @@
-"""Algorithm 1 from top to bottom: pre-train, then alternate the I-step and the II-step, scoring after each iteration."""
+"""Algorithm 1 from top to bottom: pre-train, then alternate I-step and II-step, scoring after each iteration."""
 
 from __future__ import annotations
 

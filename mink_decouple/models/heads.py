@@ -21,7 +21,7 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """The last three dense layers of RandLA-Net, the classifier "MLPs-c" of the decoupled training: in -> 64 -> 32 -> num_classes."""
+    """The last three dense layers of RandLA-Net, "MLPs-c" of the decoupled training: in -> 64 -> 32 -> num_classes."""
 
     def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.5) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """RandLA-Net (Hu et al., "RandLA-Net: Efficient Semantic Segmentation of Large-Scale Point Clouds", CVPR 2020).
 
-Every tensor is rows by channels: (n, C) for points and (n * k, C) for their neighbours. Batch norm, slopes, the order of the ten local
-channels, the attention without bias and the max-pooling after random sampling follow the authors' network.
+Every tensor is rows by channels: (n, C) for points and (n * k, C) for their neighbours. Batch norm, slopes, the order
+of the ten local channels, the attention without bias and the max-pooling after random sampling follow the authors'
+network.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def relative_positions(coords: Tensor, neighbors: Tensor) -> Tensor:
         torch.index_select(values, 0, neighbors.reshape(-1), out=other[axis])
         centre[axis].view(n, k).copy_(values.unsqueeze(1))
     torch.sub(centre, other, out=difference)
-    torch.linalg.vector_norm(difference, dim=0, keepdim=True, out=distance)
+    torch.mul(difference[:1], difference[:1], out=distance)
+    distance.addcmul_(difference[1:2], difference[1:2]).addcmul_(difference[2:], difference[2:]).sqrt_()
     return channels.t().contiguous()
 
 

@@ -1,7 +1,8 @@
 """Building blocks on rows: a tensor is (rows, channels), so a 1x1 convolution is one matrix product.
 
-Two of them carry their own backward. A gather sums its gradient by target row over a sorted list instead of scattering, which is
-faster on a CPU and gives the same bits on every run. Attentive pooling keeps the attention and works its gradient out in two passes.
+Two of them carry their own backward. A gather sums its gradient by target row over a sorted list instead of scattering,
+which is faster on a CPU and gives the same bits on every run. Attentive pooling keeps the attention and works its
+gradient out in two passes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 SLOPE = 0.2
 BN_EPS = 1e-6
@@ -23,7 +25,7 @@ _DILATION = 2
 
 
 def truncated_normal_(weight: Tensor) -> Tensor:
-    """Fill `weight` (C_out, C_in) as the authors do: normal cut at two deviations, std sqrt(2 / C_out), rounded to 1e-3."""
+    """Fill `weight` (C_out, C_in) as the authors do: normal cut at 2 std, std sqrt(2 / C_out), rounded to 1e-3."""
     std = math.sqrt(2.0 / weight.shape[0])
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -33,8 +35,9 @@ def truncated_normal_(weight: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (rows, C_in) and weight (C_out, C_in): (rows, C_out).
 
-    On a CPU, tall thin matrices are posed as a 1x1 convolution, since torch gives those to oneDNN, which is two to four times as fast on
-    them as the BLAS behind a matrix product. No data moves: rows by channels is the channels-last layout of an image.
+    On a CPU, tall thin matrices are posed as a 1x1 convolution, since torch gives those to oneDNN, which is two to four
+    times as fast on them as the BLAS behind a matrix product. No data moves: rows by channels is the channels-last
+    layout of an image.
     """
     if not _is_tall(x, weight.shape[0]):
         return F.linear(x, weight, bias)
@@ -46,11 +49,13 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if not _is_tall(x, grad.shape[1]):
         return grad.t() @ x
     size = (grad.shape[1], x.shape[1], 1, 1)
-    return torch.nn.grad.conv2d_weight(_as_image(x), size, _as_image(grad), dilation=_DILATION).view(size[:2])
+    return conv2d_weight(_as_image(x), size, _as_image(grad), dilation=_DILATION).view(size[:2])
 
 
 def _is_tall(x: Tensor, out_channels: int) -> bool:
-    return x.device.type == "cpu" and x.shape[0] >= 4 * max(x.shape[1], out_channels)
+    # oneDNN takes 16-bit matrix products anyway
+    single = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return single and x.shape[0] >= 4 * max(x.shape[1], out_channels)
 
 
 def _as_image(x: Tensor) -> Tensor:
@@ -65,8 +70,9 @@ def _as_rows(image: Tensor) -> Tensor:
 class Dense(nn.Module):
     """1x1 convolution with bias, batch norm and, if `activation`, LeakyReLU 0.2: (rows, C_in) -> (rows, C_out).
 
-    Under batch statistics a bias before the norm cancels, so it is not added there: the outputs and running statistics are those of
-    the layer with bias, and its gradient is exactly zero. A single row has no variance and is normalised by the running statistics.
+    Under batch statistics a bias before the norm cancels, so it is not added there: the outputs and running statistics
+    are those of the layer with bias, and its gradient is exactly zero. A single row has no variance and is normalised
+    by the running statistics.
     """
 
     def __init__(self, in_channels: int, out_channels: int, activation: bool = True) -> None:
@@ -84,8 +90,9 @@ class Dense(nn.Module):
             shift = norm.bias + 0.0 * self.bias
             with torch.no_grad():
                 # what the bias adds to the running mean, put in before its decay by 1 - momentum
-                norm.running_mean.add_(self.bias, alpha=BN_MOMENTUM / (1 - BN_MOMENTUM))
-                norm.num_batches_tracked.add_(1)
+                mean: Tensor = norm.get_buffer("running_mean")
+                mean.add_(self.bias, alpha=BN_MOMENTUM / (1 - BN_MOMENTUM))
+                norm.get_buffer("num_batches_tracked").add_(1)
             y = linear(x, self.weight)
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, shift, True, BN_MOMENTUM, BN_EPS)
         else:
@@ -95,7 +102,7 @@ class Dense(nn.Module):
 
 
 class Gather:
-    """Row numbers `index` into a table of `n` rows, with the sorted list that the backward of a gather needs (made on first use).
+    """Row numbers into a table of `n` rows, with the sorted list that the backward of a gather needs.
 
     Attributes:
         index: int64 of any shape; values in [0, n).

@@ -48,10 +48,11 @@ class Segmenter(nn.Module):
         return logits
 
     def freeze(self, part: str | None) -> Segmenter:
-        """Let only the other part learn, as the I-step ("classifier") and the II-step ("backbone") do; None lets both learn.
+        """Let only the other part learn: the I-step freezes "classifier", the II-step "backbone", None thaws both.
 
-        The parameters and batch-norm statistics of the frozen part do not move, whatever `train` is called with. A frozen backbone
-        is wholly in evaluation mode, so its features are those of inference; the dropout of a frozen classifier stays active.
+        The parameters and batch-norm statistics of the frozen part do not move, whatever `train` is called with. A
+        frozen backbone is wholly in evaluation mode, so its features are those of inference; the dropout of a frozen
+        classifier stays active.
 
         Raises:
             ValueError: `part` is not a part.

@@ -133,9 +133,7 @@ def test_rows_take_the_majority_of_their_points(seed, n, size, classes):
     batch = collate([voxel_view("a", coords, feats, target, size), voxels_of(9, 1, size)])
     values = rng.integers(-2, classes, n + 9)
     found = rows_from_points(torch.from_numpy(values), batch, classes)
-    np.testing.assert_array_equal(
-        found.numpy(), majority_by_hand(values, batch.inverse.numpy(), len(batch.coords))
-    )
+    np.testing.assert_array_equal(found.numpy(), majority_by_hand(values, batch.inverse.numpy(), len(batch.coords)))
 
 
 def test_rows_from_points_of_the_given_labels_is_the_target():

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_fewer_points_than_k_repeats_the_nearest():
 
 def test_far_coordinates_keep_their_neighbours():
     rng = np.random.default_rng(3)
-    points = rng.uniform(0, 10, (300, 3)) + [4.5e5, 5.4e6, 100]
+    points = rng.uniform([4.5e5, 5.4e6, 100], [4.5e5 + 10, 5.4e6 + 10, 110], (300, 3))
     np.testing.assert_array_equal(distances(points, points, knn(points, points, 8)), brute(points, points, 8))
 
 
@@ -122,7 +123,7 @@ def test_pyramid_levels_nest():
     assert [len(level.coords) for level in levels] == [1000, 250, 62]
     assert [len(level.pool) for level in levels] == [250, 62, 31]
     np.testing.assert_array_equal(levels[0].coords.numpy(), coords)
-    for fine, coarse in zip(levels, levels[1:], strict=False):
+    for fine, coarse in pairwise(levels):
         np.testing.assert_array_equal(fine.coords[fine.pool].numpy(), coarse.coords.numpy())
     for level in levels:
         kept = level.coords[level.pool].numpy()

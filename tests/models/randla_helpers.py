@@ -129,5 +129,7 @@ def naive_network(net, batch):
     for step in range(len(net.encoder)):
         level = batch.pyramid[-1 - step]
         skip = maps[-2 - step]
-        x = naive_dense(net.decoder[-1 - step], torch.stack([torch.cat([skip[i], x[j]]) for i, j in enumerate(level.up)]))
+        x = naive_dense(
+            net.decoder[-1 - step], torch.stack([torch.cat([skip[i], x[j]]) for i, j in enumerate(level.up)])
+        )
     return x

@@ -1,11 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
-from mink_decouple.data.collate import collate, point_view
-from mink_decouple.models.randlanet import VARIANTS, RandLANet, relative_positions
-from mink_decouple.models.rows import Dense, Gather, attend, pool_max
 from randla_helpers import (
     Batch,
     Level,
@@ -17,6 +12,19 @@ from randla_helpers import (
     naive_network,
     scramble,
 )
+from torch.nn import functional as F
+
+from mink_decouple.data.collate import collate, point_view
+from mink_decouple.models.randlanet import VARIANTS, RandLANet, relative_positions
+from mink_decouple.models.rows import Dense, Gather, attend, linear, pool_max
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tiny(seed=0, channels=3, dtype=torch.float64):
@@ -32,7 +40,9 @@ def close(a, b, tolerance=1e-9):
 
 def test_local_encoding_is_distance_difference_centre_neighbour():
     level = draw(20, 0).pyramid[0]
-    close(relative_positions(level.coords, level.neighbors).view(20, 5, 10), naive_encoding(level.coords, level.neighbors))
+    close(
+        relative_positions(level.coords, level.neighbors).view(20, 5, 10), naive_encoding(level.coords, level.neighbors)
+    )
 
 
 def test_attention_equals_its_definition_and_its_gradient_that_of_autograd():
@@ -65,6 +75,20 @@ def test_pooling_takes_the_maximum_and_sends_the_gradient_there():
     assert torch.autograd.gradcheck(lambda t: pool_max(t, neighbors), (table,))
 
 
+@pytest.mark.parametrize("rows", [5, 400])
+def test_linear_and_its_gradients_equal_the_matrix_product(rows):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(rows, 6, generator=generator, requires_grad=True)
+    weight, bias = (torch.randn(*s, generator=generator, requires_grad=True) for s in ((4, 6), (4,)))
+    grad = torch.randn(rows, 4, generator=generator)
+    ours = linear(x, weight, bias)
+    close(ours, x @ weight.T + bias, 1e-5)
+    assert ours.is_contiguous()
+    plain = (grad @ weight, grad.T @ x, grad.sum(dim=0))
+    for a, b in zip(torch.autograd.grad(ours, (x, weight, bias), grad), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_dense_layer_equals_the_layer_with_its_bias(training):
     layer = scramble(torch.nn.Sequential(Dense(3, 4)), 0)[0].double().train(training)
@@ -90,7 +114,10 @@ def test_a_residual_block_equals_the_naive_loop(training):
     net = tiny().train(training)
     level = draw(12, 3).pyramid[0]
     x = torch.randn(12, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    close(net.encoder[0](x, level.coords, Gather(level.neighbors, 12)), naive_block(net.encoder[0], x, level.coords, level.neighbors))
+    close(
+        net.encoder[0](x, level.coords, Gather(level.neighbors, 12)),
+        naive_block(net.encoder[0], x, level.coords, level.neighbors),
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -122,7 +149,9 @@ def test_reordering_points_within_what_sampling_keeps_reorders_the_features(trai
     net, batch = tiny().train(training), draw(32, 7)
     generator = torch.Generator().manual_seed(0)
     # the kept rows 0..7 (of them 0..3 again) may only change places among themselves
-    order = torch.cat([low + torch.randperm(high - low, generator=generator) for low, high in ((0, 4), (4, 8), (8, 32))])
+    order = torch.cat(
+        [low + torch.randperm(high - low, generator=generator) for low, high in ((0, 4), (4, 8), (8, 32))]
+    )
     back = torch.argsort(order)
     levels = []
     for level in batch.pyramid:
@@ -161,17 +190,13 @@ def test_a_crop_with_fewer_points_than_k_gives_finite_features_and_gradients(n, 
 
 def test_two_runs_give_the_same_bits():
     batch = draw(2000, 9, ratios=(4, 4), k=16, dtype=torch.float32)
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        runs = []
-        for _ in range(2):
-            net = tiny(dtype=torch.float32).train()
-            out = net(batch)
-            out.square().sum().backward()
-            runs.append([out.detach(), *(p.grad for p in net.parameters()), *net.buffers()])
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for _ in range(2):
+        net = tiny(dtype=torch.float32).train()
+        out = net(batch)
+        out.square().sum().backward()
+        runs.append([out.detach(), *(p.grad for p in net.parameters()), *net.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -210,4 +235,6 @@ def test_a_batch_without_the_right_pyramid_is_refused():
 def test_naive_dense_is_a_batch_norm():
     layer = Dense(3, 4).double().train()
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    close(naive_dense(layer, x), F.leaky_relu(F.batch_norm(x @ layer.weight.T, None, None, training=True, eps=1e-6), 0.2))
+    close(
+        naive_dense(layer, x), F.leaky_relu(F.batch_norm(x @ layer.weight.T, None, None, training=True, eps=1e-6), 0.2)
+    )

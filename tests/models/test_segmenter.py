@@ -2,13 +2,21 @@ import copy
 
 import pytest
 import torch
+from randla_helpers import draw
 from torch import nn
 from torch.nn import functional as F
 
 from mink_decouple.models.heads import MLPHead
 from mink_decouple.models.randlanet import RandLANet
 from mink_decouple.models.segmenter import Segmenter, build_model
-from randla_helpers import draw
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small():
@@ -48,7 +56,9 @@ def test_a_frozen_part_keeps_every_bit_and_the_other_learns(frozen, learning):
     moved = [n for n, b in model.get_submodule(learning).named_buffers() if "running" in n]
     assert moved
     for name in moved:
-        assert not torch.equal(model.get_submodule(learning).get_buffer(name), before.get_submodule(learning).get_buffer(name))
+        assert not torch.equal(
+            model.get_submodule(learning).get_buffer(name), before.get_submodule(learning).get_buffer(name)
+        )
 
 
 def test_train_after_freeze_does_not_thaw_and_eval_still_evaluates():
