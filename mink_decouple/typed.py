@@ -29,7 +29,7 @@ def nearest(word: str, words: typing.Iterable[str]) -> str:
 
 
 def record(cls: type, tree: Any, prefix: str, errors: list[str]) -> Any:
-    """`tree` as an instance of the dataclass `cls`; `errors` gains a line for all that is wrong, keys under `prefix`."""
+    """`tree` as an instance of the dataclass `cls`; all that is wrong goes to `errors`, keys under `prefix`."""
     if not isinstance(tree, dict):
         errors.append(f"{prefix.rstrip('.')}: expected a mapping, found {tree!r}")
         return None

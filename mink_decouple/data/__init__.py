@@ -41,5 +41,5 @@ def load_dataset(config: DataConfig) -> Dataset:
     from mink_decouple.data.folder import FolderDataset
 
     if config.root is None:
-        raise ValueError("data.root: not set; a folder dataset needs the folder of its clouds, as in --set data.root=DIR")
+        raise ValueError("data.root: not set; a folder dataset needs the folder of its clouds: --set data.root=DIR")
     return FolderDataset(Path(config.root), classes=config.classes, splits=config.splits)

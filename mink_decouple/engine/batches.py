@@ -77,7 +77,7 @@ def make_batch(
 ) -> Labelled:
     """Cut, augment and view several samples, and carry their labels to the rows.
 
-    A row that merges several points takes the majority of their labels; a given label hides any pseudo-label of the row.
+    A row that merges several points takes their majority label; a given label hides any pseudo-label of the row.
     """
     views, pseudo, confidence, points = [], [], [], []
     for scene, labels, index in items:

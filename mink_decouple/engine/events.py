@@ -18,7 +18,7 @@ class Events:
 
     Args:
         folder: the run folder.
-        keep_bytes: length of metrics.jsonl at the checkpoint that is resumed; later lines are of work that is done again.
+        keep_bytes: length of metrics.jsonl at the checkpoint that is resumed; work behind later lines is done again.
         purge_step: TensorBoard events after this step are hidden for the same reason.
     """
 

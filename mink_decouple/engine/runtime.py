@@ -21,7 +21,7 @@ PACKAGES = ("torch", "numpy", "scipy", "numba", "scikit-learn", "pyyaml", "tenso
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises ValueError for an unknown name, or CUDA asked for where there is none."""
+    """`auto` takes CUDA where there is one. Raises ValueError for an unknown name and for CUDA that is not there."""
     if name not in DEVICES:
         raise ValueError(f"--device {name!r}: unknown device; choices: {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
