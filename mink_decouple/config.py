@@ -137,7 +137,7 @@ class LossConfig:
     g_reset: str = setting("iter", choices=("iter", "never"))
     seg_norm: str = setting("joint", choices=("joint", "split"))
     seg_lambda: float = setting(1.0, low=0.0)  # weight of the pseudo-labels where seg_norm is split
-    class_weight: str = setting("none", choices=("none", "inv"))
+    class_weight: str = setting("inv", choices=("inv", "none"))  # 1 / (f + 0.02) of the visible labels
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ def labelled_counts(scenes: Sequence[Scene], classes: int) -> Tensor:
 def selection_options(config: Config) -> SelectionOptions:
     """The options of the configuration."""
     p = config.pseudo
+    if p.rho_mode == "literal" and p.tail_rule == "all":
+        raise ValueError(
+            "pseudo.rho_mode literal: gives head classes the lowest threshold, so pseudo.tail_rule all would flood them; "
+            "use half or below_mean"
+        )
     return SelectionOptions(
         delta_len=p.delta_len,
         delta_d=p.delta_d,

@@ -124,7 +124,7 @@ def test_every_recipe_trains(make_config, tmp_path, recipe):
         {"pseudo": {"scope": "global"}},
         {"pseudo": {"refresh": "epoch"}},
         {"pseudo": {"uncertain": "rate", "rho_source": "labels"}},
-        {"loss": {"seg_norm": "split", "class_weight": "inv", "g_source": "all", "alpha_mode": "confidence"}},
+        {"loss": {"seg_norm": "split", "class_weight": "none", "g_source": "all", "alpha_mode": "confidence"}},
         {"loss": {"form": "ovr", "gamma_base": "efl", "efl_weight": True, "g_reset": "never"}},
         {"model": {"head": "mlp"}},
     ],
