@@ -83,8 +83,3 @@ class Objective:
         """(C,) focusing factors of the moment (Eq. 6)."""
         c = self.config
         return focusing_factors(self.ratio.ratio().cpu(), self.rho.cpu(), c.s, c.clamp_min, c.gamma_base)
-
-
-def first_objective(config: LossConfig, labels: str, feature: str, weight: Tensor | None, classes: int) -> Objective:
-    """An objective before any pseudo-label: rho is 1 for every class, g^c is 1."""
-    return Objective(config, labels, feature, weight, torch.ones(classes), GradientRatio(classes, config.g_act))

@@ -1,0 +1,70 @@
+"""The loss of a step: micro-batches together weigh as the whole batch, and each label source feeds its terms only."""
+
+import pytest
+import torch
+
+from mink_decouple.config import LossConfig
+from mink_decouple.decouple.balance import GradientRatio
+from mink_decouple.engine.objective import Objective
+
+
+def objective(labels="mixed", feature="mifl", **changes):
+    return Objective(LossConfig(**changes), labels, feature, None, torch.ones(3), GradientRatio(3))
+
+
+@pytest.fixture
+def rows():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, -1, -1, -1, -1, -1, -1, -1, -1, -1])
+    pseudo = torch.tensor([-1, -1, -1, 0, 1, 2, 2, 1, 0, -1, -1, -1])
+    return logits, target, pseudo, torch.full((12,), 0.8, dtype=torch.float64)
+
+
+def total(parts):
+    return {key: float(sum(part[key] for part in parts)) for key in parts[0]}
+
+
+@pytest.mark.parametrize("norm", ["joint", "split"])
+@pytest.mark.parametrize("feature", ["mifl", "focal", "none"])
+def test_micro_batches_of_unequal_label_counts_give_the_gradient_of_the_whole_batch(rows, norm, feature):
+    logits, *rest = rows
+    whole = objective(feature=feature, seg_norm=norm)
+    loss, _ = whole(logits, *rest, total([whole.counts(*rest[:2])]))
+    (expected,) = torch.autograd.grad(loss, logits)
+    parts = objective(feature=feature, seg_norm=norm)
+    pieces = [slice(0, 4), slice(4, 12)]
+    counts = total([parts.counts(rest[0][s], rest[1][s]) for s in pieces])
+    gamma = parts.gamma()
+    parts.gamma = lambda: gamma  # g^c moves between micro-batches by design; hold it for the comparison
+    loss = sum(parts(logits[s], *(r[s] for r in rest), counts)[0] for s in pieces)
+    (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_given_labels_only_is_plain_cross_entropy(rows):
+    logits, target, pseudo, confidence = rows
+    first = objective(labels="gt", feature="none")
+    loss, values = first(logits, target, pseudo, confidence, total([first.counts(target, pseudo)]))
+    expected = torch.nn.functional.cross_entropy(logits, target, ignore_index=-1)
+    torch.testing.assert_close(loss, expected)
+    assert values["seg"] == pytest.approx(expected.item())
+
+
+def test_without_any_label_the_loss_is_a_zero_that_still_reaches_the_logits(rows):
+    logits = rows[0]
+    none = torch.full((12,), -1)
+    first = objective()
+    loss, _ = first(logits, none, none, rows[3], total([first.counts(none, none)]))
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_the_gradient_ratio_follows_the_chosen_rows(rows):
+    logits, target, pseudo, confidence = rows
+    sums = {}
+    for source in ("pseudo", "labels", "all"):
+        chosen = objective(g_source=source)
+        chosen(logits, target, pseudo, confidence, total([chosen.counts(target, pseudo)]))
+        sums[source] = chosen.ratio.accumulators()
+    torch.testing.assert_close(sums["pseudo"] + sums["labels"], sums["all"])

@@ -1,0 +1,85 @@
+"""Voting prediction: every grid point of every scene gets a probability, whatever the crops."""
+
+import numpy as np
+import pytest
+import torch
+
+from mink_decouple.data.transforms import Sample
+from mink_decouple.engine.batches import prefetch
+from mink_decouple.engine.evaluate import evaluate, make_model
+from mink_decouple.engine.predict import crops, probabilities, turned
+from mink_decouple.engine.scenes import load_split, open_dataset
+
+CPU = torch.device("cpu")
+
+
+def scenes_of(config, split="val"):
+    dataset = open_dataset(config)
+    return load_split(config, dataset, split), dataset.classes
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("minkunet", 0), ("minkunet", 60), ("randla", 80)])
+def test_every_grid_point_gets_a_distribution(make_config, backbone, size):
+    config = make_config(backbone, view={"crop_points": size})
+    scenes, classes = scenes_of(config)
+    probs = probabilities(make_model(config, classes), config, scenes[0], 3, CPU, votes=2)
+    assert probs.shape == (len(scenes[0].grid), 3)
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+
+
+def test_crops_cover_the_scene(make_config):
+    config = make_config("randla", view={"crop_points": 50})
+    scene = scenes_of(config)[0][0]
+    parts = crops(config, scene)
+    assert len(parts) > 1
+    assert set(np.concatenate([p.points for p in parts])) == set(range(len(scene.grid)))
+
+
+def test_one_vote_over_the_whole_scene_is_the_plain_forward_pass(make_config):
+    config = make_config("minkunet")
+    scenes, classes = scenes_of(config)
+    model = make_model(config, classes).eval()
+    from mink_decouple.engine.batches import SceneLabels, make_batch
+    from mink_decouple.engine.runtime import generator
+
+    item = make_batch(
+        config, 3, [(scenes[0], SceneLabels.given(scenes[0]), crops(config, scenes[0])[0])], turned(0), generator(0)
+    )
+    with torch.no_grad():
+        plain = model(item.batch).softmax(1)[item.batch.inverse]
+    np.testing.assert_allclose(
+        probabilities(model, config, scenes[0], 3, CPU, votes=1)[item.points.numpy()], plain, atol=1e-6
+    )
+
+
+def test_scores_are_on_raw_points_and_ignored_ones_do_not_count(make_config):
+    config = make_config("minkunet")
+    scenes, classes = scenes_of(config)
+    matrix = evaluate(make_model(config, classes), config, scenes, 3, CPU)
+    assert matrix.points == int((scenes[0].cloud.labels >= 0).sum()) < len(scenes[0].cloud)
+
+
+def test_the_first_eight_votes_are_eight_rigid_symmetries():
+    coords = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    sample = Sample("s", coords, {}, np.full(5, -1), np.arange(5), np.zeros(3))
+    seen = [turned(vote)(sample, np.random.default_rng(0)).coords for vote in range(8)]
+    assert len({moved.tobytes() for moved in seen}) == 8
+    for moved in seen:
+        np.testing.assert_allclose(np.linalg.norm(moved, axis=1), np.linalg.norm(coords, axis=1), rtol=1e-5)
+        np.testing.assert_array_equal(moved[:, 2], coords[:, 2])
+    assert np.abs(turned(8)(sample, np.random.default_rng(0)).coords).sum() > np.abs(coords).sum()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_prefetching_keeps_the_order(workers):
+    jobs = iter([lambda i=i: i for i in range(20)])
+    assert list(prefetch(jobs, workers)) == list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_loader_thread_reaches_the_caller(workers):
+    def fail():
+        raise ValueError("this cloud")
+
+    with pytest.raises(ValueError, match="this cloud"):
+        list(prefetch(iter([lambda: 1, fail]), workers))
