@@ -59,7 +59,7 @@ def selection_options(config: Config) -> SelectionOptions:
     p = config.pseudo
     if p.rho_mode == "literal" and p.tail_rule == "all":
         raise ValueError(
-            "pseudo.rho_mode literal: gives head classes the lowest threshold, so pseudo.tail_rule all would flood them; "
+            "pseudo.rho_mode literal: gives head classes the lowest threshold, so pseudo.tail_rule all floods them; "
             "use half or below_mean"
         )
     return SelectionOptions(
