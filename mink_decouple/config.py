@@ -35,7 +35,7 @@ class SyntheticConfig:
 
     areas: int = setting(6, low=5, high=64)
     rooms_per_area: int = setting(6, low=1, high=1000)
-    points_per_room: int = setting(60_000, low=1000)
+    points_per_room: int = setting(45_000, low=1000)
     seed: int = 0
 
 
