@@ -173,6 +173,7 @@ def test_a_checkpoint_of_another_class_list_is_refused(project, capsys):
 )
 def test_wrong_values_list_the_choices(project, capsys, args, words):
     assert words in fails(capsys, *train(project, *args))
+    assert not (project / "run").exists()
 
 
 def test_resume_needs_to_know_what(project, capsys):

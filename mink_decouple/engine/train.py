@@ -14,18 +14,20 @@ from mink_decouple.config import Config, dump
 from mink_decouple.data.budget import describe
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
+from mink_decouple.data.transforms import compose
 from mink_decouple.decouple.balance import GradientRatio
 from mink_decouple.decouple.losses import class_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.decouple.schedule import Stage, build_schedule, learning_rate
 from mink_decouple.engine import checkpoint
-from mink_decouple.engine.batches import SceneLabels, make_sampler, training_batches
+from mink_decouple.engine.batches import SceneLabels, make_batch, make_sampler, training_batches
 from mink_decouple.engine.evaluate import evaluate, make_model, predict_raw
 from mink_decouple.engine.events import Events, progress, say
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import apply_gradients, backward, make_optimizer, set_rate
+from mink_decouple.engine.predict import crops
 from mink_decouple.engine.pseudo import labelled_counts, make_pseudo_labels, quality_record, scene_labels
-from mink_decouple.engine.runtime import environment, seed_torch, write_json
+from mink_decouple.engine.runtime import environment, generator, seed_torch, write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
 from mink_decouple.engine.state import State, label_budget, require_same_run, saved_run
@@ -111,6 +113,7 @@ class Trainer:
             weight = class_weights(labelled_counts(self.scenes, self.count).sum(0)).to(device)
         self.weight = weight
         self.ratio = GradientRatio(self.count, config.loss.g_act)
+        self._try_views()
         self.events: Events
         if saved is None:
             output.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,8 @@ class Trainer:
             losses = self._epoch(stage, epoch, steps, labels, objective)
             state.epoch = epoch + 1
             self.events.scalars(f"train/{stage.kind}", losses, state.step)
+            if objective.feature == "mifl":
+                self.events.scalars("gamma", dict(zip(self.classes.names, objective.gamma().tolist())), state.step)
             if state.epoch < stage.epochs:
                 self.save()
 
@@ -329,6 +334,14 @@ class Trainer:
         self.events = Events(self.output, saved["events_bytes"], self.state.step)
         where = self.stages[self.state.stage].name if self.state.stage < len(self.stages) else "the end"
         say(f"resuming at {where}, epoch {self.state.epoch}")
+
+    def _try_views(self) -> None:
+        """View one crop of the first scene of each split: a wrong setting shows before anything is written."""
+        for scene in (self.scenes[0], self.eval_scenes[0]):
+            item = (scene, SceneLabels.given(scene), crops(self.config, scene)[0])
+            make_batch(
+                self.config, self.count, [item], compose(self.config.augment), generator(self.config.seed, "try")
+            )
 
     def _steps(self) -> int:
         sizes = [len(s.grid) for s in self.scenes]
