@@ -100,17 +100,25 @@ def labels(args: argparse.Namespace) -> None:
 
 
 def _present(result: Result, output: Path) -> None:
-    """The table on the terminal and the picture of one scene."""
+    """The table on the terminal; pictures of the scores and of one scene, and that scene as coloured clouds."""
     from mink_decouple.metrics import table
-    from mink_decouple.report.figures import room_picture
+    from mink_decouple.report.export import write_views
+    from mink_decouple.report.figures import bars, confusion_picture, room_picture
 
-    print(table(result.classes.names, result.matrices, result.groups))
-    cloud = result.scene.cloud
-    picture = output / "pictures" / f"{cloud.name}.png"
-    picture.parent.mkdir(exist_ok=True)
+    classes, cloud, folder = result.classes, result.scene.cloud, output / "pictures"
+    print(table(classes.names, result.matrices, result.groups))
+    folder.mkdir(exist_ok=True)
     first, final = result.predictions["pre-trained"], result.predictions["final"]
-    room_picture(cloud.coords, cloud.labels, final, result.classes, picture, extra={"pre-trained": first})
-    print(f"wrote {output / 'metrics.json'}\nwrote {picture}")
+    views = write_views(folder, cloud, classes, final)
+    files = [
+        room_picture(
+            cloud.coords, cloud.labels, final, classes, folder / f"{cloud.name}.png", extra={"pre-trained": first}
+        ),
+        bars({name: matrix.iou for name, matrix in result.matrices.items()}, classes.names, folder / "iou.png"),
+        confusion_picture(result.matrices["final"].counts, classes.names, folder / "confusion.png"),
+        *views.values(),
+    ]
+    print("\n".join(f"wrote {path}" for path in (output / "metrics.json", *files)))
 
 
 def _config(args: argparse.Namespace, own: Config | None = None) -> Config:
