@@ -76,6 +76,7 @@ class ViewConfig:
     center_noise: float = setting(0.35, low=0.0)  # metres
     workers: int = setting(1, low=0)  # threads that prepare batches ahead
     k: int = setting(16, low=1)  # neighbours of RandLA-Net
+    voxel: list[float] | None = None  # MinkUNet's voxel along x, y, z, metres; None: cubes of `data.grid`
 
 
 @dataclass(frozen=True)

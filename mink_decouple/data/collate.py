@@ -97,7 +97,7 @@ def _tensor(array: np.ndarray, dtype: type) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def voxel_view(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndarray, size: float) -> View:
+def voxel_view(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndarray, size: float | np.ndarray) -> View:
     """Occupied voxels of a sample, for MinkUNet.
 
     Args:
@@ -105,17 +105,22 @@ def voxel_view(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndar
         coords: (n, 3) float32, metres, centred and augmented.
         feats: (n, F) float.
         target: (n,) int64, -1 where no label is visible.
-        size: edge of a voxel, metres.
+        size: edge of a voxel, metres: one for a cube, or (3,) along x, y, z.
 
     Returns:
         A row per occupied voxel: floor(coords / size), mean coordinates and features, and the majority of its labelled
         points (-1 where two classes tie).
 
     Raises:
-        ValueError: no points, unequal lengths, or a coordinate that does not fit the grid.
+        ValueError: no points, unequal lengths, edges that are not three positive lengths, or a coordinate that does not
+            fit the grid.
     """
     _check(name, coords, feats, target)
-    cells = voxelise(coords, size)
+    edges = np.asarray(size, np.float32)
+    if edges.shape not in ((), (3,)) or not (edges > 0).all():
+        raise ValueError(f"voxel: {edges.tolist()}; must be one positive length or three, along x, y and z")
+    # cubes of one metre after scaling: an edge may differ by axis
+    cells = voxelise((coords / edges).astype(np.float32), 1.0)
     n = len(cells.index)
     labels = majority(target, cells.inverse, n, int(target.max(initial=-1)) + 1, ties="ignore")
     return View(

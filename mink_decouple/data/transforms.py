@@ -288,7 +288,7 @@ def _arguments(name: str, given: Mapping[str, Any] | bool | None) -> dict[str, A
     return arguments
 
 
-_WIDTHS = {"rgb": 3, "xyz": 3, "normal": 3}
+_WIDTHS = {"rgb": 3, "xyz": 3, "normal": 3, "offset": 3}
 
 
 def feature_width(names: Sequence[str]) -> int:

@@ -60,10 +60,16 @@ class SceneLabels:
 
 
 def make_view(config: Config, sample: Sample, rng: np.random.Generator) -> View:
-    """What the configured backbone sees of a sample."""
-    feats = assemble_features(sample.features, sample.coords, config.data.features, config.data.factors)
+    """What the configured backbone sees of a sample.
+
+    The feature `offset` (n, 3) is a point's place in its voxel, -0.5 to 0.5 along each axis: the geometry that voxels lose.
+    """
+    edges = np.asarray(config.view.voxel or [config.data.grid] * 3, np.float32)
+    cells = sample.coords / edges
+    features = {**sample.features, "offset": cells - np.floor(cells) - np.float32(0.5)}
+    feats = assemble_features(features, sample.coords, config.data.features, config.data.factors)
     if config.backbone == "minkunet":
-        return voxel_view(sample.name, sample.coords, feats, sample.target, config.data.grid)
+        return voxel_view(sample.name, sample.coords, feats, sample.target, edges)
     ratios = VARIANTS[config.model.variant]["ratios"]
     return point_view(sample.name, sample.coords, feats, sample.target, ratios, config.view.k, rng)
 

@@ -176,3 +176,13 @@ def test_faults_are_named():
         rows_from_points(torch.zeros(9, dtype=torch.int64), batch, 3)
     with pytest.raises(ValueError, match="class 3"):
         rows_from_points(torch.full((10,), 3), batch, 3)
+
+
+def test_a_voxel_may_be_flat():
+    coords = np.array([[0.1, 0.1, 0.1], [1.9, 1.9, 0.4], [0.1, 0.1, 0.6], [2.1, 0.1, 0.1]], np.float32)
+    view = voxel_view("a", coords, np.zeros((4, 1), np.float32), np.array([0, -1, 1, 2]), np.array([2.0, 2.0, 0.5]))
+    assert view.voxels.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert view.inverse.tolist() == [0, 0, 1, 2] and view.target.tolist() == [0, 1, 2]
+    for edges in ([1.0, 1.0], [1.0, 0.0, 1.0], -1.0):
+        with pytest.raises(ValueError, match="three, along x, y and z"):
+            voxel_view("a", coords, np.zeros((4, 1), np.float32), np.zeros(4, int), np.array(edges))
