@@ -62,7 +62,7 @@ class SceneLabels:
 def make_view(config: Config, sample: Sample, rng: np.random.Generator) -> View:
     """What the configured backbone sees of a sample.
 
-    The feature `offset` (n, 3) is a point's place in its voxel, -0.5 to 0.5 along each axis: the geometry that voxels lose.
+    The feature `offset` (n, 3) is a point's place in its voxel, -0.5 to 0.5 an axis: the geometry that voxels lose.
     """
     edges = np.asarray(config.view.voxel or [config.data.grid] * 3, np.float32)
     cells = sample.coords / edges
