@@ -1,0 +1,48 @@
+"""What README and docs promise exists: commands parse, recipes and files are there, links lead somewhere."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mink_decouple.cli import COMMANDS
+from mink_decouple.config import load_config, parse_overrides
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+CALLS = sorted(set(re.findall(r"tools/\w+\.py [^`\n|#]+", TEXT)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_command_of_the_docs_parses_and_its_configuration_loads(call):
+    script, *arguments = shlex.split(call)
+    name = Path(script).stem
+    assert (ROOT / script).is_file()
+    parser = argparse.ArgumentParser()
+    COMMANDS[name][0](parser)
+    args = parser.parse_args(arguments)
+    if name == "train" and args.config is None:
+        load_config(backbone=args.backbone, recipe=args.recipe, overrides=parse_overrides(args.set))
+    elif args.config is not None:
+        load_config(ROOT / args.config)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_make_has_the_targets_the_docs_name():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"make (train|test|lint|clean)\b", TEXT)):
+        assert f"\n{target}:" in makefile
+
+
+def test_every_recipe_the_docs_name_is_shipped():
+    for name in re.findall(r"--recipe ([\w/]+)", TEXT):
+        if name != "NAME":
+            load_config(recipe=name)
