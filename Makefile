@@ -6,7 +6,7 @@
 # Each makes a virtual environment in .venv first and re-uses it until setup.cfg or constraints.txt changes. Settings:
 #   PYTHON=python3.12                              the interpreter of the virtual environment
 #   VENV=/tmp/venv                                 another place for it
-#   TORCH="torch==2.6.0 --index-url https://..."   another torch (a CUDA or a CPU build); constraints.txt is then not applied
+#   TORCH="torch==2.6.0"                           another torch build, with any options pip takes; constraints.txt is then not applied
 
 PYTHON ?= python3
 VENV ?= .venv
