@@ -1,8 +1,8 @@
 """Augmentation as small pure functions on a sample, and the input features of a network.
 
 Every transform is ``f(sample, rng, ...) -> Sample``: it returns a new sample and never writes into its input. Vectors
-in the feature ``normal`` follow the geometry. The feature ``height`` (metres above the scene's lowest point) follows
-z: a scale multiplies it, every other motion adds the point's change of z. Colours (feature ``rgb``) are in 0..1.
+in the feature ``normal`` follow the geometry. The features in ``HEIGHTS`` (metres above floor or ground) follow z: a
+scale multiplies them, every other motion adds the point's change of z. Colours (feature ``rgb``) are in 0..1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.sampling import SampleIndex
 
 Rng = np.random.Generator
+HEIGHTS = frozenset({"height", "height_wide"})
+"""Features in metres above something that stays where it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def take(grid: GridCloud, index: SampleIndex, target: np.ndarray, centre: str = 
     )
 
 
-def _linear(sample: Sample, matrix: np.ndarray, height_factor: float | None = None) -> Sample:
+def linear(sample: Sample, matrix: np.ndarray, height_factor: float | None = None) -> Sample:
     """Apply x -> matrix @ x; the height is multiplied by the factor, or moves with z if there is none."""
     coords = (sample.coords @ matrix.T).astype(np.float32)
     features = dict(sample.features)
@@ -96,18 +98,18 @@ def _linear(sample: Sample, matrix: np.ndarray, height_factor: float | None = No
         normal = features["normal"] @ np.linalg.inv(matrix)
         length = np.linalg.norm(normal, axis=1, keepdims=True)
         features["normal"] = (normal / np.maximum(length, 1e-12)).astype(np.float32)
-    if "height" in features:
+    for name in HEIGHTS & features.keys():
         if height_factor is None:
-            features["height"] = features["height"] + (coords[:, 2] - sample.coords[:, 2])
+            features[name] = features[name] + (coords[:, 2] - sample.coords[:, 2])
         else:
-            features["height"] = features["height"] * np.float32(height_factor)
+            features[name] = features[name] * np.float32(height_factor)
     return replace(sample, coords=coords, features=features)
 
 
 def _displace(sample: Sample, shift: np.ndarray) -> Sample:
     features = dict(sample.features)
-    if "height" in features:
-        features["height"] = features["height"] + shift[:, 2].astype(np.float32)
+    for name in HEIGHTS & features.keys():
+        features[name] = features[name] + shift[:, 2].astype(np.float32)
     return replace(sample, coords=(sample.coords + shift).astype(np.float32), features=features)
 
 
@@ -136,26 +138,26 @@ def rotate_z(sample: Sample, rng: Rng, quarter: bool = False) -> Sample:
     if quarter:
         # Written out, so that aligned walls stay exactly aligned.
         cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[rng.integers(4)]
-        return _linear(sample, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float64))
-    return _linear(sample, _rotation(2, rng.uniform(0, 2 * np.pi)))
+        return linear(sample, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float64))
+    return linear(sample, _rotation(2, rng.uniform(0, 2 * np.pi)))
 
 
 def tilt(sample: Sample, rng: Rng, degrees: float = 2.8125) -> Sample:
     """Turn about x and then about y, each by a uniform angle up to ``degrees`` (default pi/64)."""
     about_x, about_y = np.deg2rad(rng.uniform(-degrees, degrees, 2))
-    return _linear(sample, _rotation(1, about_y) @ _rotation(0, about_x))
+    return linear(sample, _rotation(1, about_y) @ _rotation(0, about_x))
 
 
 def flip(sample: Sample, rng: Rng, x: float = 0.5, y: float = 0.5) -> Sample:
     """Mirror the x and the y axis with the given probabilities."""
     signs = np.where(rng.random(2) < (x, y), -1.0, 1.0)
-    return _linear(sample, np.diag([*signs, 1.0]))
+    return linear(sample, np.diag([*signs, 1.0]))
 
 
 def scale(sample: Sample, rng: Rng, low: float = 0.9, high: float = 1.1, anisotropic: bool = False) -> Sample:
     """Multiply coordinates by one factor uniform in ``low`` .. ``high``, or by one per axis (``anisotropic``)."""
     factors = rng.uniform(low, high, 3 if anisotropic else 1) * np.ones(3)
-    return _linear(sample, np.diag(factors), factors[2])
+    return linear(sample, np.diag(factors), factors[2])
 
 
 def elastic(sample: Sample, rng: Rng, granularity: float = 0.8, magnitude: float = 0.16) -> Sample:

@@ -9,7 +9,7 @@ import torch
 
 from mink_decouple.config import Config
 from mink_decouple.data.sampling import SampleIndex, coverage
-from mink_decouple.data.transforms import Sample
+from mink_decouple.data.transforms import Sample, linear
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
@@ -21,16 +21,12 @@ def turned(vote: int) -> Callable[[Sample, np.random.Generator], Sample]:
 
     Vote 0 leaves the sample as it is.
     """
-    from dataclasses import replace
-
     quarter, mirror, size = vote % 4, vote // 4 % 2, 1.0 + 0.05 * (vote // 8)
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter]
-    matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32) * np.float32(size)
-    if mirror:
-        matrix = matrix @ np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
+    matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ np.diag([-1.0 if mirror else 1.0, 1.0, 1.0]) * size
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
-        return sample if vote == 0 else replace(sample, coords=sample.coords @ matrix.T)
+        return sample if vote == 0 else linear(sample, matrix, size)
 
     return apply
 

@@ -268,3 +268,14 @@ def test_missing_or_wrong_feature_tells_what_the_cloud_has() -> None:
         assemble_features({"wide": np.zeros((200, 2))}, s.coords, ["wide"])
     with pytest.raises(ValueError, match="need at least one name and none twice"):
         feature_width(["xyz", "xyz"])
+
+
+def test_every_height_follows_a_scale_alike():
+    from mink_decouple.data.transforms import HEIGHTS
+
+    coords = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    heights = {name: coords[:, 2].copy() for name in HEIGHTS}
+    sample = Sample("s", coords, heights, np.full(6, -1), np.arange(6), np.zeros(3))
+    scaled = TRANSFORMS["scale"](sample, np.random.default_rng(1), low=1.5, high=1.5)
+    for name in HEIGHTS:
+        np.testing.assert_allclose(scaled.features[name], 1.5 * coords[:, 2], rtol=1e-6)
