@@ -3,7 +3,7 @@
     python benchmarks/study.py --output runs/study --recipes supervised table5/row3 --labels 1pt 1% --seeds 0 1 2
 
 Every run is its own folder and its own process with its share of the cores. A finished run is not run again, one that
-was cut off is resumed.
+was cut off is resumed (from its first checkpoint on; an earlier one is reported as failed).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
+from mink_decouple.config import load_config, merge, parse_overrides
+
+FULL = "fully_supervised"  # sees every label, whatever --labels says
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = ("miou", "head_iou", "waist_iou", "tail_iou")
 Cell = tuple[str, str, str, int]
@@ -37,11 +40,13 @@ def run(cell: Cell, args: argparse.Namespace) -> int:
     """Train one cell unless its metrics.json is there; the exit code of the training."""
     backbone, labels, recipe, seed = cell
     target = folder(args.output, cell)
+    require_settings(target / "config.yaml", cell, args)
     if (target / "metrics.json").is_file():
         return 0
     resume = ["--resume"] if (target / "checkpoints" / "last.pt").is_file() else []
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "--config", str(args.config), "--output", str(target)]
-    command += ["--backbone", backbone, "--labels", labels, "--recipe", recipe, "--seed", str(seed), *resume]
+    command += ["--backbone", backbone, "--recipe", recipe, "--seed", str(seed), *resume]
+    command += [] if recipe == FULL else ["--labels", labels]
     command += [part for pair in args.set for part in ("--set", pair)]
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     log = args.output / f"{target.name}.log"
@@ -49,6 +54,17 @@ def run(cell: Cell, args: argparse.Namespace) -> int:
         return subprocess.run(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
         ).returncode
+
+
+def require_settings(file: Path, cell: Cell, args: argparse.Namespace) -> None:
+    """Raises ValueError where the cell's folder holds a run of other settings: its scores belong to another table."""
+    backbone, labels, recipe, seed = cell
+    overrides = merge({"seed": seed}, parse_overrides(args.set))
+    if recipe != FULL:
+        overrides = merge({"labels": {"budget": labels}}, overrides)
+    wanted = load_config(args.config, backbone=backbone, recipe=recipe, overrides=overrides)
+    if file.is_file() and load_config(file) != wanted:
+        raise ValueError(f"{file.parent}: holds a run of other settings; choose another --output")
 
 
 def figures(output: Path, cells: Sequence[Cell]) -> Iterator[str]:

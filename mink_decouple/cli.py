@@ -46,7 +46,7 @@ def guarded(args: argparse.Namespace) -> int:
 
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
@@ -80,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from mink_decouple.engine.evaluate import evaluate_checkpoint
     from mink_decouple.engine.runtime import choose_device
 
-    output = args.output or args.checkpoint.parent.parent / "evaluation"
+    output = args.output or args.checkpoint.parent.parent / f"evaluation-{args.checkpoint.stem}"
     evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, choose_device(args.device))
     print(f"wrote {output / 'metrics.json'}")
 
@@ -123,14 +123,16 @@ def _present(result: Result, output: Path) -> None:
 
 def _config(args: argparse.Namespace, own: Config | None = None) -> Config:
     """The configuration that the arguments ask for; without `--config`, that of a checkpoint where there is one."""
-    from mink_decouple.config import load_config, merge, override, parse_overrides
+    from mink_decouple.config import load_config, merge, override, parse_overrides, require_free
 
     overrides = parse_overrides(args.set)
     for value, tree in ((args.labels, {"labels": {"budget": args.labels}}), (args.seed, {"seed": args.seed})):
         if value is not None:
             overrides = merge(tree, overrides)
-    if own is not None and args.config is None:
-        return override(own, overrides)
+    if own is not None:
+        require_free(overrides)
+        if args.config is None:
+            return override(own, overrides)
     return load_config(args.config, backbone=args.backbone, recipe=args.recipe, overrides=overrides)
 
 
@@ -175,7 +177,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _common(parser)
     _device(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--output", type=Path, help="folder of metrics.json (default: evaluation/ in the run folder)")
+    parser.add_argument(
+        "--output", type=Path, help="folder of metrics.json (default: evaluation-NAME in the run folder)"
+    )
 
 
 def _labels(parser: argparse.ArgumentParser) -> None:

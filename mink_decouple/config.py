@@ -70,7 +70,7 @@ class ViewConfig:
 
     crop_points: int = setting(0, low=0)  # grid points of a crop; 0: whole scenes
     shape: str = setting("sphere", choices=("sphere", "column"))
-    batch: int = setting(4, low=1)  # crops of an optimizer step
+    batch: int = setting(4, low=1)  # crops of a micro-batch
     accumulate: int = setting(1, low=1)  # micro-batches of an optimizer step
     label_centred: float = setting(0.5, low=0.0, high=1.0)  # share of pre-training crops centred on a labelled point
     center_noise: float = setting(0.35, low=0.0)  # metres
@@ -158,7 +158,7 @@ class OptimConfig:
 
     name: str = setting("adam", choices=("adam", "adamw", "sgd"))
     weight_decay: float = setting(0.0, low=0.0)
-    momentum: float = setting(0.9, low=0.0, high=1.0)
+    momentum: float = setting(0.9, low=0.0, high=0.9999)  # of sgd; beta 1 of adam
     grad_clip: float = setting(10.0, low=0.0)  # L2 norm; 0: off
     precision: str = setting("fp32", choices=("fp32", "bf16"))
 
@@ -222,8 +222,11 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: `base:` leads back to itself")
     tree = read_yaml(path)
     bases = tree.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base: expected a file or a list of files, found {bases!r}")
     low: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         low = merge(low, read_tree(path.parent / base, (*seen, path)))
     return merge(low, tree)
 
@@ -290,7 +293,9 @@ def load_config(
             if value is not None and value != tree.get(name):
                 raise ConfigError(f"{path}: a resolved configuration is for {name} {tree.get(name)!r}, not {value!r}")
         return build(merge(tree, overrides), str(path))
-    sections = tree.pop("backbones", {})
+    sections = tree.pop("backbones", None) or {}
+    if not isinstance(sections, dict) or not all(s is None or isinstance(s, dict) for s in sections.values()):
+        raise ConfigError(f"{path}: backbones: expected a mapping of a backbone to its settings")
     name = str(overrides.get("backbone") or backbone or tree.get("backbone") or Config.backbone)
     name = ALIASES.get(name, name)
     if name not in BACKBONES:
@@ -299,7 +304,13 @@ def load_config(
         )
     recipe_name = str(overrides.get("recipe") or recipe or tree.get("recipe") or Config.recipe)
     merged = read_tree(shipped("backbone", name))
-    for layer in (tree, dict((sections or {}).get(name) or {}), read_tree(shipped("recipes", recipe_name)), overrides):
+    chosen = read_tree(shipped("recipes", recipe_name))
+    budget, asked = (layer.get("labels", {}).get("budget") for layer in (chosen, overrides))
+    if budget is not None and asked is not None and asked != budget:
+        raise ConfigError(
+            f"labels.budget {asked!r}: the recipe {recipe_name!r} is for the budget {budget!r}; drop --labels"
+        )
+    for layer in (tree, dict(sections.get(name) or {}), chosen, overrides):
         merged = merge(merged, layer)
     merged["backbone"] = name
     merged["recipe"] = Path(recipe_name).stem if recipe_name.endswith((".yaml", ".yml")) else recipe_name
@@ -327,11 +338,25 @@ def loads(text: str, source: str = "config") -> Config:
     return build(tree, source)
 
 
+TRAINED = ("grid", "features", "height", "factors", "centre")
+"""Settings of `data` that a trained network depends on."""
+
+
 def replace_data(trained: Config, asked: Config) -> Config:
     """A trained network's configuration with the data and votes of another; what the network sees stays as trained."""
-    kept = ("grid", "features", "height", "factors", "centre")
-    data = dataclasses.replace(asked.data, **{key: getattr(trained.data, key) for key in kept})
+    data = dataclasses.replace(asked.data, **{key: getattr(trained.data, key) for key in TRAINED})
     return dataclasses.replace(trained, data=data, eval=asked.eval)
+
+
+def require_free(overrides: dict[str, Any]) -> None:
+    """Raises ConfigError for an override that a trained network leaves no room for."""
+    data = overrides.get("data")
+    fixed = [key for key in overrides if key not in ("data", "eval")]
+    fixed += [f"data.{key}" for key in (data if isinstance(data, dict) else {}) if key in TRAINED]
+    if fixed:
+        raise ConfigError(
+            "\n".join(f"{key}: is fixed by the checkpoint; only data and eval can be set" for key in fixed)
+        )
 
 
 def override(config: Config, overrides: dict[str, Any]) -> Config:

@@ -15,6 +15,7 @@ from mink_decouple.config import (
     merge,
     parse_overrides,
     replace_data,
+    require_free,
 )
 
 SHIPPED = sorted(configs_dir().glob("*.yaml"))
@@ -40,7 +41,7 @@ def test_every_recipe_loads_and_is_recorded_by_name(recipe):
 
 def test_recipes_that_are_the_method_itself_change_nothing():
     base = load_config()
-    for name in ("table5/row3", "table6/gt", "table7/i_step", "table8/beta0.5_d0.5_len0.1"):
+    for name in ("table5/row3", "table6/gt", "table7/i_step"):
         assert dataclasses.replace(load_config(recipe=name), recipe=base.recipe) == base
 
 
@@ -157,3 +158,28 @@ def test_defaults_are_the_method_of_the_paper():
         100,
     )
     assert (c.schedule.pretrain.lr, c.schedule.i_step.lr, c.schedule.decay) == (1e-2, 1e-3, 0.98)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: 5", "base: expected a file"),
+        ("backbones: [randla]", "backbones"),
+        ("backbones: {randla: 3}", "backbones"),
+    ],
+)
+def test_layers_of_the_wrong_form_are_named(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path / "c.yaml", text))
+
+
+def test_every_label_and_a_budget_contradict_each_other():
+    with pytest.raises(ConfigError, match="drop --labels"):
+        load_config(recipe="fully_supervised", overrides={"labels": {"budget": "1pt"}})
+    assert load_config(recipe="fully_supervised").labels.budget == "full"
+
+
+def test_what_a_checkpoint_fixes_cannot_be_set():
+    require_free({"data": {"root": "elsewhere"}, "eval": {"votes": 2}})
+    with pytest.raises(ConfigError, match=r"view: is fixed[\s\S]*data\.grid: is fixed"):
+        require_free({"view": {"batch": 1}, "data": {"grid": 1}})

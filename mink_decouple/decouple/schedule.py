@@ -167,23 +167,6 @@ def refresh_due(stage: Stage, epoch: int, step: int) -> bool:
     return {"iter": epoch == 0 and step == 0, "epoch": step == 0, "batch": True}[stage.refresh]
 
 
-def due(index: int, period: int, total: int | None = None) -> bool:
-    """Whether something periodic happens after item `index`.
-
-    Args:
-        index: from 0; with period 5 it happens after items 4, 9, 14, ...
-        period: 0 for never.
-        total: number of items; if given, it also happens after the last one (unless the period is 0).
-
-    Raises:
-        ValueError: negative period.
-    """
-    _at_least("period", period, 0)
-    if period == 0:
-        return False
-    return (index + 1) % period == 0 or (total is not None and index + 1 == total)
-
-
 def _check(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{key}: '{value}' is not one of {', '.join(choices)}")

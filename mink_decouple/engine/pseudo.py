@@ -62,6 +62,10 @@ def selection_options(config: Config) -> SelectionOptions:
             "pseudo.rho_mode literal: gives head classes the lowest threshold, so pseudo.tail_rule all floods them; "
             "use half or below_mean"
         )
+    if p.rho_mode == "literal" and p.uncertain == "rate":
+        raise ValueError(
+            "pseudo.uncertain rate: needs pseudo.rho_mode repaired; the literal ratio keeps least of the tail"
+        )
     return SelectionOptions(
         delta_len=p.delta_len,
         delta_d=p.delta_d,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mink_decouple.config import Config
 from mink_decouple.data import load_dataset
-from mink_decouple.data.budget import LabelSet, draw, parse_budget, visible
+from mink_decouple.data.budget import LabelSet, check, collect, draw, parse_budget, visible
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud, subsample
 from mink_decouple.data.ground import height_above_ground, planar_spacing
@@ -89,21 +89,19 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
     """The label set of a run: the file of a resumed run, the file the budget names, or a seeded draw.
 
     Raises:
-        ValueError: the budget is wrong, a file belongs to other classes, or a class has no labelled point.
+        ValueError: the budget is wrong, a file is of other classes or clouds, or a class has no labelled point.
     """
     names = dataset.classes.names
-    budget = parse_budget(config.labels.budget)
-    if file is not None:
-        labels = LabelSet.load(file, classes=names)
-    elif budget.kind == "file":
-        labels = LabelSet.load(budget.path, classes=names)
+    by_name = {s.name: s for s in scenes}
+
+    def load(name: str) -> tuple[PointCloud, GridCloud]:
+        return by_name[name].cloud, by_name[name].grid
+
+    budget = parse_budget(config.labels.budget) if file is None else None
+    if budget is None or budget.kind == "file":
+        labels = labels_of_file(file if budget is None else budget.path, by_name, names)
     else:
         seed = config.seed if config.labels.seed is None else config.labels.seed
-        by_name = {s.name: s for s in scenes}
-
-        def load(name: str) -> tuple[PointCloud, GridCloud]:
-            return by_name[name].cloud, by_name[name].grid
-
         labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
     if labels.missing:
         raise ValueError(
@@ -111,6 +109,30 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
             "training split; label one, or leave the class out of the classes"
         )
     return labels
+
+
+def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str, ...]) -> LabelSet:
+    """A label file, compared with the clouds it is used on and counted on their grids.
+
+    Raises:
+        ValueError: it has other classes, lacks a scene, or contradicts a cloud.
+    """
+    assert path is not None
+    labels = LabelSet.load(path, classes=names)
+    for scene in scenes.values():
+        try:
+            check(labels, scene.name, scene.cloud)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if any(s.cloud.labels is None for s in scenes.values()):
+        return labels  # the file alone knows the labels of such clouds
+    return collect(
+        list(scenes),
+        lambda name: (scenes[name].cloud, scenes[name].grid),
+        lambda cloud, grid: labels.index[cloud.name],
+        names,
+        {key: labels.meta[key] for key in ("budget", "seed", "unit")},
+    )
 
 
 def open_dataset(config: Config) -> Any:

@@ -14,11 +14,11 @@ from mink_decouple.config import Config, dump
 from mink_decouple.data.budget import describe
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
-from mink_decouple.data.transforms import compose
+from mink_decouple.data.transforms import assemble_features, compose
 from mink_decouple.decouple.balance import GradientRatio
 from mink_decouple.decouple.losses import class_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
-from mink_decouple.decouple.schedule import Stage, build_schedule, learning_rate
+from mink_decouple.decouple.schedule import Stage, build_schedule, learning_rate, refresh_due
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.batches import SceneLabels, make_batch, make_sampler, training_batches
 from mink_decouple.engine.evaluate import evaluate, make_model, predict_raw
@@ -26,7 +26,13 @@ from mink_decouple.engine.events import Events, progress, say
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import apply_gradients, backward, make_optimizer, set_rate
 from mink_decouple.engine.predict import crops
-from mink_decouple.engine.pseudo import labelled_counts, make_pseudo_labels, quality_record, scene_labels
+from mink_decouple.engine.pseudo import (
+    labelled_counts,
+    make_pseudo_labels,
+    quality_record,
+    scene_labels,
+    selection_options,
+)
 from mink_decouple.engine.runtime import environment, generator, seed_torch, write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
@@ -113,7 +119,7 @@ class Trainer:
             weight = class_weights(labelled_counts(self.scenes, self.count).sum(0)).to(device)
         self.weight = weight
         self.ratio = GradientRatio(self.count, config.loss.g_act)
-        self._try_views()
+        self._try_settings()
         self.events: Events
         if saved is None:
             output.mkdir(parents=True, exist_ok=True)
@@ -129,12 +135,10 @@ class Trainer:
         say(describe(self.labels))
         while self.state.stage < len(self.stages):
             stage = self.stages[self.state.stage]
-            started = time.perf_counter()
             if stage.kind == "II":
                 self._classifier_stage(stage)
             else:
                 self._network_stage(stage)
-            self._add_seconds(stage.name, started)
             self._score(stage)
             self.state.stage, self.state.epoch, self.optimizer = self.state.stage + 1, 0, None
             self.save()
@@ -154,13 +158,15 @@ class Trainer:
             self.optimizer = make_optimizer(config.optim, self.model)
         steps = config.schedule.steps or self._steps()
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
-            if stage.uses_pseudo and (epoch == 0 or stage.refresh == "epoch"):
+            if refresh_due(stage, epoch, 0):
                 labels = self._pseudo_labels(stage, table_path)
+            started = time.perf_counter()
             objective = self._objective(stage)
             seed_torch(config.seed, stage.name, epoch)
             self.model.train()
             losses = self._epoch(stage, epoch, steps, labels, objective)
             state.epoch = epoch + 1
+            self._add_seconds(stage.name, started)
             self.events.scalars(f"train/{stage.kind}", losses, state.step)
             if objective.feature == "mifl":
                 self.events.scalars("gamma", dict(zip(self.classes.names, objective.gamma().tolist())), state.step)
@@ -201,7 +207,7 @@ class Trainer:
 
     def _classifier_stage(self, stage: Stage) -> None:
         """A II-step: cache features, train the classifier."""
-        config = self.config
+        config, started = self.config, time.perf_counter()
         wants_pseudo = stage.uses_pseudo
         path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
         labels = scene_labels(self.scenes, PseudoLabelTable.load(path) if wants_pseudo else None)
@@ -212,6 +218,7 @@ class Trainer:
         objective = self._objective(stage)
         loss = train_classifier(self.model, config, stage, cached, objective, stage.name)
         self.events.scalars("train/II", {"loss": loss}, self.state.step)
+        self._add_seconds(stage.name, started)
 
     def _objective(self, stage: Stage) -> Objective:
         config = self.config
@@ -331,17 +338,26 @@ class Trainer:
             self.model.freeze("classifier" if stage.trains == "backbone" else None)
             self.optimizer = make_optimizer(self.config.optim, self.model)
             self.optimizer.load_state_dict(saved["optimizer"])
-        self.events = Events(self.output, saved["events_bytes"], self.state.step)
+        self.events = Events(self.output, saved["events_bytes"], self.state.step + 1)
         where = self.stages[self.state.stage].name if self.state.stage < len(self.stages) else "the end"
         say(f"resuming at {where}, epoch {self.state.epoch}")
 
-    def _try_views(self) -> None:
-        """View one crop of the first scene of each split: a wrong setting shows before anything is written."""
-        for scene in (self.scenes[0], self.eval_scenes[0]):
-            item = (scene, SceneLabels.given(scene), crops(self.config, scene)[0])
-            make_batch(
-                self.config, self.count, [item], compose(self.config.augment), generator(self.config.seed, "try")
-            )
+    def _try_settings(self) -> None:
+        """Use every setting and look at every scene once, so that a mistake shows before anything is written."""
+        config = self.config
+        selection_options(config)
+        make_optimizer(config.optim, self.model)
+        for scene in (*self.scenes, *self.eval_scenes):
+            grid = scene.grid
+            if len(grid) == 0:
+                raise ValueError(f"{scene.name}: has no points")
+            assemble_features({**grid.features, "offset": grid.coords}, grid.coords, config.data.features)
+        for scene in self.eval_scenes:
+            if scene.cloud.labels is None or not (scene.truth >= 0).any():
+                raise ValueError(f"{scene.name}: has no labels to score against, but stands in the evaluation split")
+        first = self.scenes[0]
+        item = (first, SceneLabels.given(first), crops(config, first)[0])
+        make_batch(config, self.count, [item], compose(config.augment), generator(config.seed, "try"))
 
     def _steps(self) -> int:
         sizes = [len(s.grid) for s in self.scenes]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mink_decouple.decouple import schedule
-from mink_decouple.decouple.schedule import Stage, build_schedule, due, learning_rate, refresh_due
+from mink_decouple.decouple.schedule import Stage, build_schedule, learning_rate, refresh_due
 
 MODES = ["decoupled", "joint", "supervised"]
 
@@ -107,13 +107,6 @@ def test_pseudo_labels_are_refreshed_at_the_right_steps():
     assert len(fired("batch")) == 6 and fired(None) == []
 
 
-def test_periodic_things_happen_after_every_nth_item():
-    assert [i for i in range(12) if due(i, 5)] == [4, 9]
-    assert [i for i in range(12) if due(i, 5, 12)] == [4, 9, 11]
-    assert [i for i in range(3) if due(i, 1)] == [0, 1, 2]
-    assert not any(due(i, 0, 12) for i in range(12))
-
-
 def test_stages_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         stage().epochs = 3
@@ -134,7 +127,6 @@ def test_stages_are_frozen():
         (lambda: build_schedule(i_lr=0.0), "lr: 0.0, expected a positive rate"),
         (lambda: learning_rate(stage(), 4, 0, 2), "epoch: 4, stage pretrain has epochs 0..3"),
         (lambda: learning_rate(stage(), 0, 2, 2), "step: 2, an epoch has steps 0..1"),
-        (lambda: due(0, -1), "period: -1, expected at least 0"),
         (lambda: Stage("x", "III", 0, 1, 0.1, "exp", 0.9, "all", "gt"), "kind: 'III' is not one of"),
     ],
 )

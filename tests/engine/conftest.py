@@ -67,6 +67,8 @@ def make_config(folder):
 
     def make(backbone="minkunet", recipe="decoupled", **overrides):
         tree = merge(merge(SMALL, BACKBONE[backbone]), {"data": {"root": str(folder)}})
+        if recipe == "fully_supervised":
+            tree = {**tree, "labels": {}}
         return load_config(backbone=backbone, recipe=recipe, overrides=merge(tree, overrides))
 
     return make

@@ -68,3 +68,5 @@ def test_the_gradient_ratio_follows_the_chosen_rows(rows):
         chosen(logits, target, pseudo, confidence, total([chosen.counts(target, pseudo)]))
         sums[source] = chosen.ratio.accumulators()
     torch.testing.assert_close(sums["pseudo"] + sums["labels"], sums["all"])
+    assert (sums["pseudo"] > 0).all() and (sums["labels"] > 0).all()
+    assert not torch.allclose(sums["pseudo"], sums["labels"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mink_decouple.config import load_config
+from mink_decouple.config import load_config, merge
 from mink_decouple.data.budget import LabelSet, visible
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine import checkpoint
@@ -106,11 +106,9 @@ def test_zero_iterations_equal_supervised_training(make_config, tmp_path):
     ],
 )
 def test_every_recipe_trains(make_config, tmp_path, recipe):
-    config = make_config(recipe=recipe)
-    if recipe == "fully_supervised":
-        config = make_config(recipe=recipe, labels={"budget": "full"})
-    metrics = run(config, tmp_path / "run").metrics
+    metrics = run(make_config(recipe=recipe), tmp_path / "run").metrics
     assert metrics["recipe"] == recipe
+    assert metrics["label_budget"]["budget"] == ("full" if recipe == "fully_supervised" else "4pt")
     assert 0 <= metrics["miou"] <= 1
 
 
@@ -130,8 +128,11 @@ def test_every_recipe_trains(make_config, tmp_path, recipe):
     ],
     ids=str,
 )
-def test_every_switch_trains(make_config, tmp_path, overrides):
-    assert run(make_config(**overrides), tmp_path / "run").metrics["points"] > 0
+def test_every_switch_trains_another_network(make_config, tmp_path, overrides):
+    free = {"pseudo": {"delta_d": 0.0, "delta_len": 1.0}}  # an untrained network is unsure of everything
+    run(make_config(**free), tmp_path / "default")
+    run(make_config(**merge(free, overrides)), tmp_path / "changed")
+    assert not same_weights(weights(tmp_path / "default"), weights(tmp_path / "changed"))
 
 
 def test_a_run_folder_holds_what_it_promises(make_config, tmp_path):
@@ -279,3 +280,41 @@ def test_best_is_the_highest_score_not_the_last(make_config, tmp_path, monkeypat
     metrics = run(make_config(schedule={"iterations": 2}), tmp_path / "run").metrics
     assert metrics["best"]["stage"] == "iter_00_II"
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["after"] == "iter_00_II"
+
+
+def test_a_label_file_of_other_clouds_is_refused(make_config, folder, tmp_path):
+    from mink_decouple.data.folder import FolderDataset
+    from mink_decouple.engine.scenes import load_split, training_labels
+
+    config = make_config()
+    dataset = FolderDataset(folder)
+    scenes = load_split(config, dataset, "train")
+    labels = training_labels(config, dataset, scenes)
+    labels.save(tmp_path / "labels.npz")
+    again = training_labels(make_config(labels={"budget": str(tmp_path / "labels.npz")}), dataset, scenes)
+    assert again.checksum == labels.checksum and again.meta == labels.meta
+    coarse = make_config(labels={"budget": str(tmp_path / "labels.npz")}, data={"grid": 0.4})
+    recounted = training_labels(coarse, dataset, load_split(coarse, dataset, "train"))
+    assert recounted.checksum == labels.checksum and recounted.meta["grid_share"] > labels.meta["grid_share"]
+    swapped = LabelSet({"a": labels.index["b"], "b": labels.index["a"]}, {**labels.label}, labels.meta)
+    swapped.save(tmp_path / "swapped.npz")
+    with pytest.raises(ValueError, match=r"swapped\.npz: scene a: .* drawn from other data"):
+        training_labels(make_config(labels={"budget": str(tmp_path / "swapped.npz")}), dataset, scenes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"pseudo": {"rho_mode": "literal", "tail_rule": "all"}}, "tail_rule"),
+        ({"pseudo": {"rho_mode": "literal", "uncertain": "rate"}}, "uncertain rate"),
+        ({"data": {"features": ["hue"]}}, "hue"),
+        ({"augment": {"spin": True}}, "spin"),
+        ({"data": {"splits": {"train": ["a", "b"], "val": ["bare"]}}}, "no labels to score"),
+    ],
+    ids=str,
+)
+def test_mistakes_show_before_anything_is_written(make_config, folder, tmp_path, overrides, words):
+    np.savez(folder / "bare.npz", coords=np.random.default_rng(0).random((50, 3)), rgb=np.zeros((50, 3), np.float32))
+    with pytest.raises(ValueError, match=words):
+        Trainer(make_config(**overrides), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
