@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mink_decouple.config import load_config, merge
+from mink_decouple.config import configs_dir, load_config, merge
 
 CLASSES = """
 classes:
@@ -69,6 +69,7 @@ def make_config(folder):
         tree = merge(merge(SMALL, BACKBONE[backbone]), {"data": {"root": str(folder)}})
         if recipe == "fully_supervised":
             tree = {**tree, "labels": {}}
-        return load_config(backbone=backbone, recipe=recipe, overrides=merge(tree, overrides))
+        base = configs_dir() / "base.yaml"
+        return load_config(base, backbone=backbone, recipe=recipe, overrides=merge(tree, overrides))
 
     return make

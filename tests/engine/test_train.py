@@ -129,7 +129,7 @@ def test_every_recipe_trains(make_config, tmp_path, recipe):
     ids=str,
 )
 def test_every_switch_trains_another_network(make_config, tmp_path, overrides):
-    free = {"pseudo": {"delta_d": 0.0, "delta_len": 1.0}}  # an untrained network is unsure of everything
+    free = {"pseudo": {"delta_d": 0.0, "delta_len": 0.05}}  # an untrained network is unsure of everything
     run(make_config(**free), tmp_path / "default")
     run(make_config(**merge(free, overrides)), tmp_path / "changed")
     assert not same_weights(weights(tmp_path / "default"), weights(tmp_path / "changed"))
@@ -298,7 +298,7 @@ def test_a_label_file_of_other_clouds_is_refused(make_config, folder, tmp_path):
     assert recounted.checksum == labels.checksum and recounted.meta["grid_share"] > labels.meta["grid_share"]
     swapped = LabelSet({"a": labels.index["b"], "b": labels.index["a"]}, {**labels.label}, labels.meta)
     swapped.save(tmp_path / "swapped.npz")
-    with pytest.raises(ValueError, match=r"swapped\.npz: scene a: .* drawn from other data"):
+    with pytest.raises(ValueError, match=r"swapped\.npz: scene [ab]: .*drawn from other data"):
         training_labels(make_config(labels={"budget": str(tmp_path / "swapped.npz")}), dataset, scenes)
 
 
