@@ -97,8 +97,8 @@ def write_npz(path: Path, cloud: PointCloud) -> None:
     if taken:
         raise ValueError(f"{path}: features {taken} would be written under a name already in use")
     with path.open("wb") as stream:
-        # mypy takes the keyword arguments for `allow_pickle`.
-        np.savez_compressed(stream, **{**arrays, **cloud.features})  # type: ignore[arg-type]
+        columns = {**arrays, **cloud.features}
+        np.savez_compressed(stream, **columns)  # type: ignore[arg-type] # mypy takes them for `allow_pickle`
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
