@@ -17,6 +17,7 @@ import yaml
 from mink_decouple.typed import ConfigError, nearest, record, setting
 
 BACKBONES = ("minkunet", "randla")
+ENGINES = ("auto", "native", "minkowski")
 ALIASES = {"mink": "minkunet", "randlanet": "randla"}
 
 
@@ -62,6 +63,7 @@ class ModelConfig:
 
     variant: str = "tiny"  # minkunet: tiny | 14A | 18A | 34C; randla: 5 | 4
     head: str = setting("linear", choices=("linear", "mlp"))
+    engine: str = setting("auto", choices=ENGINES)  # of minkunet; auto: native
 
 
 @dataclass(frozen=True)
@@ -343,19 +345,30 @@ TRAINED = ("grid", "features", "height", "factors", "centre")
 
 
 def replace_data(trained: Config, asked: Config) -> Config:
-    """A trained network's configuration with the data and votes of another; what the network sees stays as trained."""
+    """A trained network's configuration with the data, votes and engine of another.
+
+    What the network sees stays as trained.
+    """
     data = dataclasses.replace(asked.data, **{key: getattr(trained.data, key) for key in TRAINED})
-    return dataclasses.replace(trained, data=data, eval=asked.eval)
+    model = dataclasses.replace(trained.model, engine=asked.model.engine)
+    return dataclasses.replace(trained, data=data, eval=asked.eval, model=model)
 
 
 def require_free(overrides: dict[str, Any]) -> None:
     """Raises ConfigError for an override that a trained network leaves no room for."""
-    data = overrides.get("data")
-    fixed = [key for key in overrides if key not in ("data", "eval")]
-    fixed += [f"data.{key}" for key in (data if isinstance(data, dict) else {}) if key in TRAINED]
+
+    def inside(section: str) -> dict[str, Any]:
+        value = overrides.get(section)
+        return value if isinstance(value, dict) else {}
+
+    fixed = [key for key in overrides if key not in ("data", "eval", "model")]
+    fixed += [f"data.{key}" for key in inside("data") if key in TRAINED]
+    fixed += [f"model.{key}" for key in inside("model") if key != "engine"]
     if fixed:
         raise ConfigError(
-            "\n".join(f"{key}: is fixed by the checkpoint; only data and eval can be set" for key in fixed)
+            "\n".join(
+                f"{key}: is fixed by the checkpoint; only data, eval and model.engine can be set" for key in fixed
+            )
         )
 
 

@@ -48,21 +48,15 @@ def make_model(config: Config, classes: Classes) -> Segmenter:
         len(classes.names),
         head=config.model.head,
         seed=config.seed,
+        engine=config.model.engine,
     )
 
 
-def restore(path: Path, device: torch.device) -> tuple[Segmenter, Config, dict[str, Any]]:
-    """Network and configuration of a checkpoint, and its whole state.
-
-    Raises:
-        FileNotFoundError, ValueError: see `checkpoint.load`.
-    """
-    state = checkpoint.load(path)
-    config = configuration.loads(state["config"], str(path))
-    classes = checkpoint.classes_of(state)
-    model = make_model(config, classes)
+def restore(state: dict[str, Any], config: Config, device: torch.device) -> Segmenter:
+    """The network of a checkpoint, on the engine that `config` names."""
+    model = make_model(config, checkpoint.classes_of(state))
     model.load_state_dict(state["model"])
-    return model.to(device), config, state
+    return model.to(device)
 
 
 def evaluate_checkpoint(
@@ -72,16 +66,19 @@ def evaluate_checkpoint(
 
     Args:
         path: the checkpoint.
-        choose: the checkpoint's own configuration -> the one that says where the data is and how to vote. The network
-            and its view of the data are always those of the checkpoint.
+        choose: the checkpoint's own configuration -> the one that says where the data is, how to vote and which engine
+            computes. The network and its view of the data are always those of the checkpoint.
         output: folder of metrics.json.
         device: where to run.
 
     Raises:
+        FileNotFoundError, ValueError: see `checkpoint.load`.
         ValueError: the checkpoint was trained on other classes than the data has.
     """
-    model, own, state = restore(path, device)
+    state = checkpoint.load(path)
+    own = configuration.loads(state["config"], str(path))
     own = configuration.replace_data(own, choose(own))
+    model = restore(state, own, device)
     dataset = open_dataset(own)
     names = dataset.classes.names
     checkpoint.require_classes(path, state, names)
@@ -93,6 +90,7 @@ def evaluate_checkpoint(
         **matrix.report(names, groups),
         "checkpoint": path.name,
         "backbone": own.backbone,
+        "engine": model.engine,
         "recipe": own.recipe,
         "seed": own.seed,
         "parameters": model.parameter_counts(),

@@ -84,9 +84,13 @@ def saved_run(output: Path, resume: bool) -> dict[str, Any] | None:
 def require_same_run(
     path: Path, saved: dict[str, Any], config: Config, classes: Sequence[str], labels: LabelSet
 ) -> None:
-    """Raises ValueError where a checkpoint was made with other settings, classes or labels than those at hand."""
-    if saved["config"] != dump(config):
-        pairs = zip(saved["config"].splitlines(), dump(config).splitlines(), strict=False)
+    """Raises ValueError where a checkpoint was made with other settings, classes or labels than those at hand.
+
+    The engine may differ: weights and optimizer state are the same on each.
+    """
+    before, after = (_without_engine(text) for text in (saved["config"], dump(config)))
+    if before != after:
+        pairs = zip(before, after, strict=False)
         then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))
         raise ValueError(
             f"{path}: the configuration changed since ({then!r} became {now!r}); resume with the same settings"
@@ -94,6 +98,10 @@ def require_same_run(
     checkpoint.require_classes(path, saved, tuple(classes))
     if saved["labels_checksum"] != labels.checksum:
         raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
+
+
+def _without_engine(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("  engine: ")]
 
 
 def label_budget(labels: LabelSet) -> dict[str, Any]:

@@ -292,6 +292,7 @@ class Trainer:
             "seed": self.config.seed,
             "backbone": self.config.backbone,
             "variant": self.config.model.variant,
+            "engine": self.model.engine,
             "recipe": self.config.recipe,
             "stages": [s.name for s in self.stages],
         }
@@ -314,6 +315,7 @@ class Trainer:
             "groups": [list(g) for g in self.groups],
             "label_budget": label_budget(self.labels),
             "labels_checksum": self.labels.checksum,
+            "engine": self.model.engine,
             "model": self.model.state_dict(),
             "after": stage,
         }
@@ -329,6 +331,8 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
+        if saved.get("engine") != self.model.engine:
+            say(f"trained so far on the engine {saved.get('engine')}, going on with {self.model.engine}")
         self.model.load_state_dict(saved["model"])
         self.state = State.unpack(saved["state"])
         self.sampler.load_state_dict(saved["sampler"])

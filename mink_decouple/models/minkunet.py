@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, cat
-from mink_decouple.sparse.tensor import MapCache, SparseTensor
+from mink_decouple.sparse.engines import Engine, engine
 
 
 class VoxelBatch(Protocol):
@@ -46,20 +44,19 @@ VARIANTS = {
 class BasicBlock(nn.Module):
     """conv3-BN-ReLU-conv3-BN plus a shortcut (1x1 convolution and BN where the channels change), then ReLU."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, on: Engine, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = Conv3d(in_channels, channels), BatchNorm(channels)
-        self.conv2, self.norm2 = Conv3d(channels, channels), BatchNorm(channels)
+        self.conv1, self.norm1 = on.conv(in_channels, channels), on.batch_norm(channels)
+        self.conv2, self.norm2 = on.conv(channels, channels), on.batch_norm(channels)
         self.downsample: nn.Module | None = None
         if in_channels != channels:
-            self.downsample = nn.Sequential(Conv3d(in_channels, channels, kernel_size=1), BatchNorm(channels))
+            self.downsample = nn.Sequential(on.conv(in_channels, channels, kernel_size=1), on.batch_norm(channels))
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(N, C_in) -> (N, C)."""
+    def forward(self, x: Any) -> Any:
+        """A sparse tensor with C_in channels -> one with C channels on the same voxels."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.norm1(self.conv1(x), rectify=True)
-        out = self.norm2(self.conv2(out), residual=shortcut, rectify=True)
-        return out  # type: ignore[no-any-return] # torch's call is untyped
+        return self.norm2(self.conv2(out), residual=shortcut, rectify=True)
 
 
 class MinkUNet(nn.Module):
@@ -71,75 +68,79 @@ class MinkUNet(nn.Module):
         planes: channels of the 8 stages.
         stem: channels of the first convolution.
         stem_kernel: its kernel size, 5 in the reference networks.
+        engine_name: what computes it: native | minkowski | auto (= native). Weights fit either.
 
     Attributes:
         out_channels: features D per voxel, ``planes[7]``.
+        engine: the engine it runs on.
 
     Raises:
-        ValueError: ``layers`` or ``planes`` do not have 8 entries.
+        ValueError: ``layers`` or ``planes`` do not have 8 entries, or the engine is unknown or does not import.
     """
 
     def __init__(
-        self, in_channels: int, layers: Sequence[int], planes: Sequence[int], stem: int = 32, stem_kernel: int = 5
+        self,
+        in_channels: int,
+        layers: Sequence[int],
+        planes: Sequence[int],
+        stem: int = 32,
+        stem_kernel: int = 5,
+        engine_name: str = "auto",
     ) -> None:
         super().__init__()
         for name, values in (("layers", layers), ("planes", planes)):
             if len(values) != 8:
                 raise ValueError(f"MinkUNet {name} needs 8 values (4 down, 4 up), got {list(values)}")
         self.in_channels, self.out_channels = in_channels, planes[7]
-        self.conv0p1s1, self.bn0 = Conv3d(in_channels, stem, stem_kernel), BatchNorm(stem)
+        self.engine = on = engine(engine_name)
+        self.conv0p1s1, self.bn0 = on.conv(in_channels, stem, stem_kernel), on.batch_norm(stem)
         # Channels of the tensors the up stages are joined to, coarsest last.
         skips = [stem, *planes[:3]]
         for stage, width in enumerate(skips, start=1):
             stride = 2 ** (stage - 1)
-            self.add_module(f"conv{stage}p{stride}s2", Conv3d(width, width, kernel_size=2, stride=2))
-            self.add_module(f"bn{stage}", BatchNorm(width))
-            self.add_module(f"block{stage}", _stage(width, planes[stage - 1], layers[stage - 1]))
+            self.add_module(f"conv{stage}p{stride}s2", on.conv(width, width, kernel_size=2, stride=2))
+            self.add_module(f"bn{stage}", on.batch_norm(width))
+            self.add_module(f"block{stage}", _stage(on, width, planes[stage - 1], layers[stage - 1]))
         width = planes[3]
         for stage in range(4, 8):
             stride = 2 ** (8 - stage)
-            self.add_module(f"convtr{stage}p{stride}s2", ConvTranspose3d(width, planes[stage]))
-            self.add_module(f"bntr{stage}", BatchNorm(planes[stage]))
-            self.add_module(f"block{stage + 1}", _stage(planes[stage] + skips[7 - stage], planes[stage], layers[stage]))
+            self.add_module(f"convtr{stage}p{stride}s2", on.conv_transpose(width, planes[stage]))
+            self.add_module(f"bntr{stage}", on.batch_norm(planes[stage]))
+            joined = planes[stage] + skips[7 - stage]
+            self.add_module(f"block{stage + 1}", _stage(on, joined, planes[stage], layers[stage]))
             width = planes[stage]
         self.reset_parameters()
 
     @classmethod
-    def from_variant(cls, name: str, in_channels: int) -> MinkUNet:
+    def from_variant(cls, name: str, in_channels: int, engine_name: str = "auto") -> MinkUNet:
         """Build one of ``VARIANTS``.
 
         Raises:
-            ValueError: unknown name.
+            ValueError: unknown name or engine.
         """
         if name not in VARIANTS:
             raise ValueError(f"unknown MinkUNet variant {name!r}; choices: {', '.join(VARIANTS)}")
         variant = VARIANTS[name]
-        return cls(in_channels, variant.layers, variant.planes, variant.stem, variant.stem_kernel)
+        return cls(in_channels, **vars(variant), engine_name=engine_name)
 
     def reset_parameters(self) -> None:
         """Kaiming-normal (fan-out, ReLU) kernels; transposed ones keep their uniform default, as in the reference."""
-        for module in self.modules():
-            if isinstance(module, Conv3d):
-                fan_out = module.kernel_size**3 * module.out_channels
-                nn.init.normal_(module.kernel, std=math.sqrt(2 / fan_out))
+        for name, parameter in self.named_parameters():
+            if name.endswith(".kernel") and not name.startswith("convtr"):
+                fan_out = parameter.numel() // parameter.shape[-2]  # kernel volume times C_out
+                nn.init.normal_(parameter, std=math.sqrt(2 / fan_out))
 
     def forward(self, batch: VoxelBatch) -> Tensor:
         """Features (n, D), one row per row of ``batch.voxels``.
 
         Raises:
-            ValueError: wrong number of input features, or voxels that are no valid :class:`SparseTensor`.
+            ValueError: wrong number of input features, or voxels that are no valid sparse tensor of the engine.
         """
         if batch.feats.ndim != 2 or batch.feats.shape[1] != self.in_channels:
             raise ValueError(f"feats must be (n, {self.in_channels}), got {tuple(batch.feats.shape)}")
-        order = MapCache(batch.voxels).level(1).order
-        if order is None:
-            return self._features(SparseTensor(batch.voxels, batch.feats)).feats
-        # Sorted rows keep neighbours close in memory at every level: two small permutations pay for themselves.
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return self._features(SparseTensor(batch.voxels[order], batch.feats[order])).feats[back]
+        return self.engine.apply(self._features, batch.voxels, batch.feats, self.out_channels)
 
-    def _features(self, x: SparseTensor) -> SparseTensor:
+    def _features(self, x: Any) -> Any:
         modules = dict(self.named_children())
         x = self.bn0(self.conv0p1s1(x), rectify=True)
         skips = []
@@ -149,9 +150,9 @@ class MinkUNet(nn.Module):
             x = modules[f"block{stage}"](x)
         for stage in range(4, 8):
             x = modules[f"bntr{stage}"](modules[f"convtr{stage}p{2 ** (8 - stage)}s2"](x), rectify=True)
-            x = modules[f"block{stage + 1}"](cat(x, skips.pop()))
+            x = modules[f"block{stage + 1}"](self.engine.cat(x, skips.pop()))
         return x
 
 
-def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(BasicBlock(in_channels if i == 0 else channels, channels) for i in range(blocks)))
+def _stage(on: Engine, in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(BasicBlock(on, in_channels if i == 0 else channels, channels) for i in range(blocks)))

@@ -75,13 +75,25 @@ class Segmenter(nn.Module):
                     module.eval()
         return self
 
+    @property
+    def engine(self) -> str | None:
+        """The name of the engine that computes the backbone, None where it has none."""
+        engine = getattr(self.backbone, "engine", None)
+        return None if engine is None else str(engine.name)
+
     def parameter_counts(self) -> dict[str, int]:
         """Number of scalars that each part holds, frozen or not."""
         return {name: sum(p.numel() for p in self.get_submodule(name).parameters()) for name in PARTS}
 
 
 def build_model(
-    backbone: str, variant: str, in_channels: int, num_classes: int, head: str | None = None, seed: int = 0
+    backbone: str,
+    variant: str,
+    in_channels: int,
+    num_classes: int,
+    head: str | None = None,
+    seed: int = 0,
+    engine: str = "auto",
 ) -> Segmenter:
     """A segmenter with fresh weights.
 
@@ -92,9 +104,11 @@ def build_model(
         num_classes: C.
         head: "linear" or "mlp"; None takes the usual one of the backbone: linear for minkunet, mlp for randla.
         seed: of the initial weights. The global random state is left as it was.
+        engine: what computes a minkunet: "native", "minkowski" or "auto" (= native). The weights of one seed are the
+            same on each.
 
     Raises:
-        ValueError: a name is not among the choices.
+        ValueError: a name is not among the choices, or the engine does not import or is not for this backbone.
     """
     if backbone not in BACKBONES:
         raise ValueError(f"backbone is {backbone!r}; choose one of {', '.join(BACKBONES)}")
@@ -102,12 +116,15 @@ def build_model(
         torch.manual_seed(seed)
         body: nn.Module
         if backbone == "randla":
+            if engine != "auto":
+                raise ValueError(f"model.engine is {engine!r}, but only the backbone minkunet has engines; leave it at auto")
             body = randlanet.RandLANet(in_channels, **_sizes(backbone, variant, randlanet.VARIANTS))
         else:
             # the sparse engine is loaded only by those who use it
             from mink_decouple.models import minkunet
 
-            body = minkunet.MinkUNet(in_channels, **vars(_sizes(backbone, variant, minkunet.VARIANTS)))
+            sizes = vars(_sizes(backbone, variant, minkunet.VARIANTS))
+            body = minkunet.MinkUNet(in_channels, **sizes, engine_name=engine)
         usual = "mlp" if backbone == "randla" else "linear"
         width: int = body.out_channels
         return Segmenter(body, build_head(head or usual, width, num_classes))
