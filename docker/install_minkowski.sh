@@ -119,11 +119,11 @@ if [[ -z $force && -z $wheel_only ]] && said=$(works 2>/dev/null); then
     exit 0
 fi
 
-key=$(cat "$here/install_minkowski.sh" "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
+key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
 arch=${TORCH_CUDA_ARCH_LIST:-}
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
 folder=$cache/$tag-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
-wheel=$(find "$folder" -name 'inkowski*.whl' -o -name '[Mm]inkowski*.whl' 2>/dev/null | head -n 1) || true
+wheel=$(find "$folder" -iname 'minkowskiengine*.whl' 2>/dev/null | head -n 1) || true
 
 build() {
     local compiler=${CXX:-g++} needs='' log=$work/build.log
@@ -157,9 +157,12 @@ build() {
     if [[ $target = cuda ]]; then
         options=(--blas=openblas --force_cuda)
         export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $here/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
+        # CUDA 13 moved thrust to where only nvcc looks; some of the sources are the C++ compiler's.
+        [[ ! -d $cuda_home/include/cccl ]] || CPATH=${CPATH:+$CPATH:}$cuda_home/include/cccl
+        export CPATH
         cuda_libraries
     fi
-    say "compiling with $jobs job(s), about $([[ $target = cuda ]] && echo 30 || echo 10) minutes on two cores; log: $log"
+    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo 12 || echo 5) minutes on two cores; log: $log"
     local started=$SECONDS
     if ! (cd "$source" && PYTHONPATH=$work/tools PATH=$work/tools/bin:$PATH MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
         "$PYTHON" setup.py bdist_wheel --dist-dir "$work/dist" "${options[@]}") >"$log" 2>&1; then
@@ -187,7 +190,7 @@ cuda_libraries() {
         [[ -n $found ]] || fail "lib$library.so: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         ln -sf "$found" "$work/lib/lib$library.so"
     done
-    export CPATH LIBRARY_PATH=$work/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
+    export LIBRARY_PATH=$work/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 }
 
 explain() {  # what the compiler's last words mean for the person who reads them
