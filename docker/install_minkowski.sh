@@ -60,13 +60,17 @@ PY
 [[ $torch != missing ]] || fail "torch is missing in $PYTHON: install it first ($PYTHON -m pip install torch), then run this again"
 
 # Which build: the libraries that torch was built with decide, not the GPU, so that an image can be built without one.
-cuda_home=${CUDA_HOME:-}
-if [[ -z $cuda_home ]] && command -v nvcc >/dev/null; then
-    cuda_home=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
-elif [[ -z $cuda_home && -x /usr/local/cuda/bin/nvcc ]]; then
-    cuda_home=/usr/local/cuda
+cuda_home=''
+if [[ -n ${CUDA_HOME:-} ]]; then
+    [[ -x $CUDA_HOME/bin/nvcc ]] || fail "CUDA_HOME=$CUDA_HOME: has no bin/nvcc"
+    cuda_home=$CUDA_HOME
+else
+    # nvcc knows its folder even where a script or a link stands for it
+    top=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') || true
+    for candidate in "$top" /usr/local/cuda; do
+        [[ -n $candidate && -x $candidate/bin/nvcc ]] && cuda_home=$(cd "$candidate" && pwd -P) && break
+    done
 fi
-[[ -n $cuda_home && ! -x $cuda_home/bin/nvcc ]] && cuda_home=''
 if [[ $target = auto ]]; then
     if [[ $torch_cuda != none && -n $cuda_home ]]; then
         target=cuda
