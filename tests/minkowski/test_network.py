@@ -63,8 +63,8 @@ def gradients(name: str, variant: str, batch: Batch, dtype: torch.dtype, trainin
 @pytest.mark.parametrize("kind", ["surface", "random", "negative"])
 @pytest.mark.parametrize("variant", ["14A", "34C"])
 def test_gradients_are_the_same(minkowski: Engine, variant: str, kind: str) -> None:
-    # Where a sum is within rounding of zero, the two may fall on different sides of a ReLU, which shows in all gradients
-    # below it. About one draw in ten has such a sum, so one of three must do in single precision and all in double.
+    # Where a sum is within rounding of zero, the two may fall on different sides of a ReLU, and all gradients below it
+    # differ. About one draw in ten has such a sum, so one of three must do in single precision, and all in double.
     worst = []
     for seed in (5, 6, 7):
         ours, theirs = (

@@ -100,7 +100,7 @@ def test_other_weights_are_refused_with_what_is_missing() -> None:
     with pytest.raises(ValueError, match="begins with nothing"):
         from_example({})
     wide = from_example({**example("tiny"), "block3.0.conv1.kernel": torch.zeros(27, 32, 999)})
-    with pytest.raises(ValueError, match="no MinkUNet variant has blocks.*known variants: 14A"):
+    with pytest.raises(ValueError, match=r"no MinkUNet variant has blocks.*known variants: 14A"):
         sizes_of(wide)
 
 

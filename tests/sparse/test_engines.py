@@ -16,7 +16,7 @@ def test_auto_is_the_native_engine() -> None:
 
 
 def test_an_unknown_engine_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="model.engine is 'spconv'; choose one of auto, native, minkowski"):
+    with pytest.raises(ValueError, match=r"model\.engine is 'spconv'; choose one of auto, native, minkowski"):
         engine("spconv")
     assert CHOICES == ("auto", "native", "minkowski")
 
