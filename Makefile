@@ -1,7 +1,8 @@
-# make train   train on the embedded default data set     (make train ARGS="--config configs/X.yaml")
-# make test    run the tests                              (make test ARGS="tests/report -x")
-# make lint    ruff and mypy
-# make clean   remove what the commands above made
+# make train       train on the embedded default data set     (make train ARGS="--config configs/X.yaml")
+# make test        run the tests                              (make test ARGS="tests/report -x")
+# make lint        ruff and mypy
+# make minkowski   build MinkowskiEngine, the optional second engine, into the environment
+# make clean       remove what the commands above made
 #
 # Each makes a virtual environment in .venv first and re-uses it until setup.cfg or constraints.txt changes. Settings:
 #   PYTHON=python3.12                              the interpreter of the virtual environment
@@ -18,7 +19,7 @@ INSTALLED := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d 
 CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),-c constraints.txt)
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: train test lint clean
+.PHONY: train test lint minkowski clean
 .DEFAULT_GOAL := test
 
 train: $(INSTALLED)
@@ -31,6 +32,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+minkowski: $(INSTALLED)
+	PYTHON=$(BIN)/python docker/install_minkowski.sh
 
 clean:
 	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

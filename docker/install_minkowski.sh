@@ -60,13 +60,17 @@ PY
 [[ $torch != missing ]] || fail "torch is missing in $PYTHON: install it first ($PYTHON -m pip install torch), then run this again"
 
 # Which build: the libraries that torch was built with decide, not the GPU, so that an image can be built without one.
-cuda_home=${CUDA_HOME:-}
-if [[ -z $cuda_home ]] && command -v nvcc >/dev/null; then
-    cuda_home=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
-elif [[ -z $cuda_home && -x /usr/local/cuda/bin/nvcc ]]; then
-    cuda_home=/usr/local/cuda
+cuda_home=''
+if [[ -n ${CUDA_HOME:-} ]]; then
+    [[ -x $CUDA_HOME/bin/nvcc ]] || fail "CUDA_HOME=$CUDA_HOME: has no bin/nvcc"
+    cuda_home=$CUDA_HOME
+else
+    # nvcc knows its folder even where a script or a link stands for it
+    top=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') || true
+    for candidate in "$top" /usr/local/cuda; do
+        [[ -n $candidate && -x $candidate/bin/nvcc ]] && cuda_home=$(cd "$candidate" && pwd -P) && break
+    done
 fi
-[[ -n $cuda_home && ! -x $cuda_home/bin/nvcc ]] && cuda_home=''
 if [[ $target = auto ]]; then
     if [[ $torch_cuda != none && -n $cuda_home ]]; then
         target=cuda
@@ -119,11 +123,11 @@ if [[ -z $force && -z $wheel_only ]] && said=$(works 2>/dev/null); then
     exit 0
 fi
 
-key=$(cat "$here/install_minkowski.sh" "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
+key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
 arch=${TORCH_CUDA_ARCH_LIST:-}
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
 folder=$cache/$tag-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
-wheel=$(find "$folder" -name 'inkowski*.whl' -o -name '[Mm]inkowski*.whl' 2>/dev/null | head -n 1) || true
+wheel=$(find "$folder" -iname 'minkowskiengine*.whl' 2>/dev/null | head -n 1) || true
 
 build() {
     local compiler=${CXX:-g++} needs='' log=$work/build.log
@@ -157,9 +161,12 @@ build() {
     if [[ $target = cuda ]]; then
         options=(--blas=openblas --force_cuda)
         export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $here/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
+        # CUDA 13 moved thrust to where only nvcc looks; some of the sources are the C++ compiler's.
+        [[ ! -d $cuda_home/include/cccl ]] || CPATH=${CPATH:+$CPATH:}$cuda_home/include/cccl
+        export CPATH
         cuda_libraries
     fi
-    say "compiling with $jobs job(s), about $([[ $target = cuda ]] && echo 30 || echo 10) minutes on two cores; log: $log"
+    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo 12 || echo 5) minutes on two cores; log: $log"
     local started=$SECONDS
     if ! (cd "$source" && PYTHONPATH=$work/tools PATH=$work/tools/bin:$PATH MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
         "$PYTHON" setup.py bdist_wheel --dist-dir "$work/dist" "${options[@]}") >"$log" 2>&1; then
@@ -187,7 +194,7 @@ cuda_libraries() {
         [[ -n $found ]] || fail "lib$library.so: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         ln -sf "$found" "$work/lib/lib$library.so"
     done
-    export CPATH LIBRARY_PATH=$work/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
+    export LIBRARY_PATH=$work/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 }
 
 explain() {  # what the compiler's last words mean for the person who reads them

@@ -39,7 +39,7 @@ SUBSTITUTIONS = [
         1,
     ),
     (
-        "CUDA 12.4 and newer: `std::__to_address` became ambiguous for this unique_ptr, which is stored in a shared_ptr",
+        "CUDA 12.4 made `std::__to_address` ambiguous for this unique_ptr, which is stored in a shared_ptr",
         "src/3rdparty/concurrent_unordered_map.cuh",
         r"std::unique_ptr<Self, std::function<void\(Self\*\)>>\{",
         "std::shared_ptr<Self>{",

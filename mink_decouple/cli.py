@@ -1,4 +1,4 @@
-"""The command line: `mink-decouple {train,evaluate,labels}`, and the scripts of tools/ over the same functions."""
+"""The command line: `mink-decouple COMMAND` (`COMMANDS` below), and the scripts of tools/ over the same functions."""
 
 from __future__ import annotations
 
@@ -42,21 +42,28 @@ def tool(name: str, argv: Sequence[str] | None = None) -> int:
 
 def guarded(args: argparse.Namespace) -> int:
     """Run, turning a user's error into clear lines and exit code 2."""
-    from mink_decouple.engine.optim import Diverged
-
     try:
         args.run(args)
+    except ImportError as error:
+        print(f"error: {error}; see what is missing: mink-decouple doctor", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except _diverged() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; continue a training with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _diverged() -> type[Exception]:
+    from mink_decouple.engine.optim import Diverged  # loads torch, which a mistyped argument need not wait for
+
+    return Diverged
 
 
 def train(args: argparse.Namespace) -> None:
@@ -97,6 +104,41 @@ def labels(args: argparse.Namespace) -> None:
     drawn = training_labels(config, dataset, load_split(config, dataset, "train"))
     drawn.save(args.output)
     print(f"{describe(drawn)}\nwrote {args.output}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Weights of MinkowskiEngine's example MinkUNet -> checkpoint; a checkpoint -> such weights."""
+    from mink_decouple.engine.convert import export_weights, import_weights, read
+
+    if args.output.exists():
+        raise ValueError(f"{args.output}: exists; choose another --output")
+    ours, content = read(args.weights)
+    if ours:
+        export_weights(content, args.weights, args.output)
+    else:
+
+        def configure(variant: str) -> Config:
+            args.backbone = "minkunet"
+            args.set = [*args.set, f"model.variant={variant}", "model.head=linear"]
+            return _config(args)
+
+        import_weights(content, args.weights, configure, args.output)
+    print(f"wrote {args.output}")
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Say which engines, libraries and devices work here, what is missing, and what will be slower."""
+    try:
+        import torch  # noqa: F401  # the one library without which nothing can be examined
+    except ImportError as error:
+        raise ValueError(f"torch does not import ({error}); install it: pip install torch") from None
+    from mink_decouple.engine.doctor import examine
+
+    findings = examine()
+    print("\n".join(str(finding) for finding in findings))
+    broken = [finding.subject for finding in findings if finding.state == "broken"]
+    if broken:
+        raise ValueError(f"training will not run here: see {', '.join(broken)} above")
 
 
 def _present(result: Result, output: Path) -> None:
@@ -188,9 +230,21 @@ def _labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
 
 
+def _convert(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    parser.add_argument("weights", type=Path, help="a state dict of MinkowskiEngine's example, or a checkpoint")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
 Configure = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (_train, train),
     "evaluate": (_evaluate, evaluate),
     "labels": (_labels, labels),
+    "convert": (_convert, convert),
+    "doctor": (_doctor, doctor),
 }

@@ -1,16 +1,20 @@
 """The command line as a user meets it: bad input gives one clear line and exit code 2, and leaves nothing behind."""
 
+import contextlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from mink_decouple.cli import main, tool
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import write_cloud
+from mink_decouple.sparse import engines
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {
@@ -183,4 +187,68 @@ def test_resume_needs_to_know_what(project, capsys):
 def test_the_scripts_of_tools_answer_help():
     for script in sorted((ROOT / "tools").glob("*.py")):
         done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0 and "--config" in done.stdout, script
+        assert done.returncode == 0 and f"usage: {script.name}" in done.stdout, script
+
+
+def test_the_engine_is_recorded_and_can_be_chosen_again(project, capsys):
+    assert main([str(a) for a in train(project)]) == 0
+    last = project / "run" / "checkpoints" / "last.pt"
+    assert torch.load(last, weights_only=True)["engine"] == "native"
+    assert json.loads((project / "run" / "metrics.json").read_text())["engine"] == "native"
+    evaluate = ("evaluate", "--checkpoint", last, "--device", "cpu", "--output", project / "again")
+    assert main([str(a) for a in (*evaluate, "--set", "model.engine=native")]) == 0
+    capsys.readouterr()
+    assert "auto, native, minkowski" in fails(capsys, *evaluate, "--set", "model.engine=spconv")
+    assert "model.variant: is fixed by the checkpoint" in fails(capsys, *evaluate, "--set", "model.variant=14A")
+
+
+def test_minkowskiengine_where_it_is_not_installed_is_one_line(project, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "MinkowskiEngine", None)
+    engines._minkowski.cache_clear()
+    text = fails(capsys, *train(project, "--set", "model.engine=minkowski"))
+    assert "docker/install_minkowski.sh" in text and len(text.splitlines()) == 1
+    assert "minkunet, not randla" in fails(
+        capsys,
+        *train(project, "--backbone", "randla", "--set", "model.variant=4", "--set", "model.engine=minkowski"),
+    )
+    assert not (project / "run").exists()
+
+
+def test_a_run_goes_on_with_another_engine(project, capsys):
+    with contextlib.suppress(ValueError):
+        engines.import_minkowski()
+    if "MinkowskiEngine" not in sys.modules:
+        pytest.skip("MinkowskiEngine does not import here")
+    more = ("--set", "schedule.pretrain.epochs=2")
+    assert main([str(a) for a in train(project, *more)]) == 0
+    (project / "run" / "metrics.json").unlink()
+    resumed = train(project, *more, "--set", "model.engine=minkowski", "--resume")
+    assert main([str(a) for a in resumed]) == 0
+    assert "trained so far on the engine native, going on with minkowski" in capsys.readouterr().out
+    assert json.loads((project / "run" / "metrics.json").read_text())["engine"] == "minkowski"
+
+
+def test_a_checkpoint_becomes_example_weights_and_comes_back(project, capsys):
+    assert main([str(a) for a in train(project)]) == 0
+    last, weights, back = (project / name for name in ("run/checkpoints/last.pt", "example.pth", "back.pt"))
+    assert main(["convert", str(last), "--output", str(weights)]) == 0
+    assert "final.kernel" in torch.load(weights, weights_only=True)
+    again = ("convert", weights, "--config", project / "config.yaml", "--output", back)
+    assert main([str(a) for a in again]) == 0
+    ours, theirs = (torch.load(path, weights_only=True)["model"] for path in (last, back))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert main(["evaluate", "--checkpoint", str(back), "--output", str(project / "scores"), "--device", "cpu"]) == 0
+    scores = [json.loads((project / name / "metrics.json").read_text()) for name in ("run", "scores")]
+    assert scores[0]["iou"] == scores[1]["iou"]
+    capsys.readouterr()
+    assert "exists" in fails(capsys, *again)
+    other = ("convert", weights, "--config", project / "config.yaml", "--output", project / "no.pt")
+    assert "data.features" in fails(capsys, *other, "--set", "data.features=[height, xyz]")
+    (project / "text.pth").write_text("no weights")
+    assert "text.pth: not a readable" in fails(capsys, "convert", project / "text.pth", "--output", project / "no.pt")
+    assert not (project / "no.pt").exists()
+
+
+def test_doctor_examines_this_machine(capsys):
+    assert main(["doctor"]) == 0
+    assert "engine native on cpu" in capsys.readouterr().out

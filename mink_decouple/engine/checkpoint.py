@@ -15,12 +15,17 @@ FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and lists or dicts of them) under `path` only when it is whole on disk."""
+    """Write a checkpoint: `state` is tensors, numbers, text, and lists or dicts of them."""
+    write(path, {"format": FORMAT, **state})
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write plain data and tensors under `path` only when they are whole on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -37,15 +42,24 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds, by the place of the damage
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+    state = read(path, device)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: not a checkpoint of this program (format {found!r}, expected {FORMAT})")
     return state
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What a file written by `torch.save` holds, loaded with `weights_only=True`.
+
+    Raises:
+        ValueError: the file is damaged or holds anything but plain data and tensors.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds, by the place of the damage
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
 
 
 def tensors(value: Any) -> Any:

@@ -116,8 +116,8 @@ def build_model(
         torch.manual_seed(seed)
         body: nn.Module
         if backbone == "randla":
-            if engine != "auto":
-                raise ValueError(f"model.engine is {engine!r}, but only the backbone minkunet has engines; leave it at auto")
+            if engine == "minkowski":
+                raise ValueError("model.engine is 'minkowski', which computes the backbone minkunet, not randla")
             body = randlanet.RandLANet(in_channels, **_sizes(backbone, variant, randlanet.VARIANTS))
         else:
             # the sparse engine is loaded only by those who use it

@@ -1,0 +1,72 @@
+import sys
+
+import pytest
+import torch
+
+from mink_decouple.engine import doctor
+from mink_decouple.sparse import engines
+
+
+def by_subject() -> dict[str, doctor.Finding]:
+    return {finding.subject: finding for finding in doctor.examine()}
+
+
+def test_every_finding_is_one_line_with_a_known_state() -> None:
+    findings = doctor.examine()
+    assert all(finding.state in doctor.STATES and "\n" not in str(finding) for finding in findings)
+    assert {"machine", "torch", "engine native on cpu", "libraries"} <= {finding.subject for finding in findings}
+
+
+def test_the_native_engine_works_here() -> None:
+    finding = by_subject()["engine native on cpu"]
+    assert finding.state in ("ok", "slow") and "agrees with a dense convolution" in finding.text
+
+
+def test_an_engine_with_wrong_results_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = engines.engine("native")
+    wrong = engines.Engine(
+        "native", good.conv, good.conv_transpose, good.batch_norm, good.cat, lambda *a: good.apply(*a).flip(0)
+    )
+    monkeypatch.setattr(engines, "engine", lambda name: wrong)
+    finding = by_subject()["engine native on cpu"]
+    assert finding.state == "broken" and "wrong results" in finding.text
+
+
+def test_a_missing_library_is_broken_or_missing_by_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "laspy", None)
+    found = by_subject()
+    assert found["tqdm"].state == "broken" and "pip install tqdm" in found["tqdm"].text
+    assert found["laspy"].state == "missing" and "LAS files" in found["laspy"].text
+
+
+def test_a_missing_minkowskiengine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "MinkowskiEngine", None)
+    finding = by_subject()["engine minkowski"]
+    assert finding.state == "missing" and "docker/install_minkowski.sh" in finding.text
+
+
+def test_a_cpu_without_the_fused_kernels_is_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mink_decouple.sparse import cpu_kernel
+
+    monkeypatch.setattr(cpu_kernel, "_FUSED", False)
+    finding = by_subject()["engine native on cpu"]
+    assert finding.state == "slow" and "AVX2" in finding.text
+
+
+def test_fewer_threads_than_cores_are_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert by_subject()["threads"].state == "slow"
+
+
+def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 2**20
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage)
+    assert by_subject()["disk"].state == "broken"
+
+
+def test_the_comparison_is_with_a_dense_convolution() -> None:
+    assert doctor.convolution_error(engines.engine("native"), "cpu") < 1e-6
+    assert torch.is_grad_enabled()
