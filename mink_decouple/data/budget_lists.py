@@ -90,10 +90,11 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
     reconstruct = np.empty(0).__reduce__()[0]
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-    plain = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
+    allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.int32))]
+    allowed += [(reconstruct, name) for name in names]
     try:
         # What an integer array is made of, and nothing else; the parser refuses every other name.
-        with torch.serialization.safe_globals([*plain, *((reconstruct, name) for name in names)]):
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types, one of them of a module that is not imported here
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -14,7 +14,7 @@ from mink_decouple.data.budget import LabelSet, check, collect, draw, parse_budg
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud, subsample
 from mink_decouple.data.ground import height_above_ground, planar_spacing
-from mink_decouple.engine.events import progress
+from mink_decouple.engine.events import progress, say
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,11 @@ def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:
     """The label set of a run: the file of a resumed run, the file the budget names, or a seeded draw.
 
+    A class without a labelled point is named on the terminal: a budget that is blind to classes may miss it, and a part
+    of a dataset may not hold it.
+
     Raises:
-        ValueError: the budget is wrong, a file is of other classes or clouds, or a class has no labelled point.
+        ValueError: the budget is wrong, a file is of other classes or clouds, or no point at all is labelled.
     """
     names = dataset.classes.names
     by_name = {s.name: s for s in scenes}
@@ -103,10 +106,13 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
     else:
         seed = config.seed if config.labels.seed is None else config.labels.seed
         labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
-    if labels.missing:
-        raise ValueError(
-            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(labels.missing)} in the "
-            "training split; label one, or leave the class out of the classes"
+    missing = labels.missing
+    if len(missing) == len(names):
+        raise ValueError(f"labels.budget {config.labels.budget!r}: no labelled point in the training split")
+    if missing:
+        say(
+            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(missing)} in the training "
+            "split; the network cannot learn what it is never shown"
         )
     return labels
 
@@ -131,7 +137,7 @@ def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str
         lambda name: (scenes[name].cloud, scenes[name].grid),
         lambda cloud, grid: labels.index[cloud.name],
         names,
-        {key: labels.meta[key] for key in ("budget", "seed", "unit")},
+        {key: labels.meta[key] for key in ("budget", "seed", "unit", "ignored_points") if key in labels.meta},
     )
 
 
