@@ -198,7 +198,7 @@ def read_axis_alignment(path: Path) -> np.ndarray | None:
     """The (4, 4) float64 rigid motion of a scan's `.txt` file, row by row in it; None where it has none.
 
     Raises:
-        ValueError: not 16 numbers, or no rotation about the vertical followed by a shift.
+        ValueError: not 16 numbers, or no rotation followed by a shift.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         key, _, value = line.partition("=")
@@ -209,7 +209,7 @@ def read_axis_alignment(path: Path) -> np.ndarray | None:
         except ValueError:
             raise ValueError(f"{path}: line {number}: axisAlignment must be 16 numbers, found {value[:80]!a}") from None
         turn = matrix[:3, :3]
-        rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0
+        rigid = np.isfinite(matrix).all() and np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0
         if not rigid or not (matrix[3] == (0, 0, 0, 1)).all() or np.abs(matrix[:3, 3]).max() > REACH:
             raise ValueError(f"{path}: line {number}: axisAlignment is no rigid motion: {value[:80]!a}")
         return matrix
@@ -230,7 +230,8 @@ def _columns(path: Path, vertices: np.ndarray, *names: str) -> np.ndarray:
 
 
 def _stack(vertices: np.ndarray, names: str | tuple[str, ...], dtype: type) -> np.ndarray:
-    return np.stack([vertices[name] for name in names], axis=1).astype(dtype)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; whoever asked for the columns looks for it
+        return np.stack([vertices[name] for name in names], axis=1).astype(dtype)
 
 
 def _check_coordinates(path: Path, xyz: np.ndarray) -> None:

@@ -15,12 +15,21 @@ from mink_decouple.data.s3dis import S3DIS, restore_bit
 
 SAMPLES = Path(os.environ.get("MINK_DECOUPLE_SAMPLES", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SAMPLE = SAMPLES / "s3dis" / "Stanford3dDataset_v1.2_Aligned_Version"
-GOLDEN = dict(  # lines of the files of hallway_3
-    zip(
-        "ceiling_1 ceiling_2 clutter_1 clutter_2 clutter_3 door_1 door_2 door_3 floor_1 wall_1 wall_2 wall_3".split(),
-        (26285, 7998, 3568, 5039, 4960, 6939, 22182, 6769, 33948, 9897, 21995, 25495),
-    )
-)
+# Lines of the files of hallway_3.
+GOLDEN = {
+    "ceiling_1": 26285,
+    "ceiling_2": 7998,
+    "clutter_1": 3568,
+    "clutter_2": 5039,
+    "clutter_3": 4960,
+    "door_1": 6939,
+    "door_2": 22182,
+    "door_3": 6769,
+    "floor_1": 33948,
+    "wall_1": 9897,
+    "wall_2": 21995,
+    "wall_3": 25495,
+}
 PALETTE = {"ceiling": (0, 255, 0), "table": (170, 120, 200), "chair": (255, 0, 0), "bookcase": (10, 200, 100)}
 
 
