@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +79,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
             if {"names", "index", "label"} <= set(stored.files):
                 raise ValueError("it is a label file of this program; name it without 'list:'")
             return {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen types, by the place of the damage
         raise ValueError(f"list of points {path}: {' '.join(str(error).split())}; {_ADVICE}") from None
 
 
@@ -96,7 +94,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
         # What an integer array is made of, and nothing else; the parser refuses every other name.
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types, one of them of a module that is not imported here
+    except Exception as error:  # torch raises a dozen types, by the place of the damage
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"list of points {path}: torch cannot read it without running code ({first}); {_ADVICE}"
