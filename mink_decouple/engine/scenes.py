@@ -88,11 +88,13 @@ def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:
     """The label set of a run: the file of a resumed run, the file the budget names, or a seeded draw.
 
-    A class without a labelled point is named on the terminal: a budget that is blind to classes may miss it, and a part
-    of a dataset may not hold it.
+    A class without a labelled point is refused where the classes are the user's own. Those of a benchmark are given,
+    and a part of it may lack some; and a `uniform` or listed budget is blind to classes by its protocol. There it is
+    named on the terminal instead.
 
     Raises:
-        ValueError: the budget is wrong, a file is of other classes or clouds, or no point at all is labelled.
+        ValueError: the budget is wrong, a file is of other classes or clouds, no point at all is labelled, or a class
+            has no labelled point.
     """
     names = dataset.classes.names
     by_name = {s.name: s for s in scenes}
@@ -106,14 +108,15 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
     else:
         seed = config.seed if config.labels.seed is None else config.labels.seed
         labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
-    missing = labels.missing
+    missing, where = labels.missing, f"labels.budget {config.labels.budget!r}"
     if len(missing) == len(names):
-        raise ValueError(f"labels.budget {config.labels.budget!r}: no labelled point in the training split")
+        raise ValueError(f"{where}: no labelled point in the training split")
     if missing:
-        say(
-            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(missing)} in the training "
-            "split; the network cannot learn what it is never shown"
-        )
+        found = f"{where}: no labelled point of class {', '.join(missing)} in the training split"
+        blind = str(labels.meta["budget"]).startswith(("uniform:", "list:"))
+        if config.data.dataset in ("synthetic", "folder") and not blind:
+            raise ValueError(f"{found}; label one, or leave the class out of the classes")
+        say(f"{found}; the network cannot learn what it is never shown")
     return labels
 
 

@@ -66,13 +66,19 @@ def test_a_label_file_says_nothing_of_hidden_labels(planted):
         assert sets[0].meta[key] == sets[1].meta[key], key
 
 
-def test_a_class_without_labels_is_named_and_a_budget_without_any_is_refused(make_config, capsys, tmp_path):
-    config = make_config(labels={"budget": "1x"})
+def test_a_class_that_a_blind_budget_misses_is_named_and_other_budgets_without_labels_are_refused(
+    make_config, capsys, tmp_path
+):
+    config = make_config(labels={"budget": "uniform:0.1%"})
     dataset = open_dataset(config)
     scenes = load_split(config, dataset, "train")
     labels = training_labels(config, dataset, scenes)
     assert labels.missing
     assert f"no labelled point of class {', '.join(labels.missing)} in the training split" in capsys.readouterr().out
+    labels.save(tmp_path / "drawn.npz")
+    assert training_labels(config, dataset, scenes, tmp_path / "drawn.npz").checksum == labels.checksum
+    with pytest.raises(ValueError, match="leave the class out of the classes"):
+        training_labels(make_config(labels={"budget": "1x"}), dataset, scenes)
     empty = LabelSet(
         {name: index[:0] for name, index in labels.index.items()},
         {name: label[:0] for name, label in labels.label.items()},
