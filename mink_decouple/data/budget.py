@@ -5,75 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from mink_decouple.data.budget_forms import Budget, parse_budget
+from mink_decouple.data.budget_lists import listed_points, read_lists
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.voxels import majority
 
-FORMS = (
-    "Npt (N per class present in each cloud: 1pt), R% (of each class in each cloud, at least one: 1%, 0.1%), "
-    "Nx (N per cloud: 20x), scans:R% (all labels of R% of the clouds), full, or the path of a label file"
-)
+__all__ = ["Budget", "LabelSet", "check", "class_counts", "collect", "describe", "draw", "parse_budget", "visible"]
+
 UNITS = ("grid", "raw")
-
-_PATTERNS = {"per_class": r"(\d+)pt", "share": r"(\d*\.?\d+)%", "per_cloud": r"(\d+)x", "scans": r"scans:(\d*\.?\d+)%"}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A parsed label budget.
-
-    Attributes:
-        text: as written.
-        kind: ``per_class``, ``share``, ``per_cloud``, ``scans``, ``full`` or ``file``.
-        amount: points (``per_class``, ``per_cloud``) or a fraction of 1 (``share``, ``scans``), exact; 1 otherwise.
-    """
-
-    text: str
-    kind: str
-    amount: Fraction = Fraction(1)
-
-    @property
-    def path(self) -> Path:
-        """The label file of a ``file`` budget."""
-        return Path(self.text)
-
-
-def parse_budget(text: str) -> Budget:
-    """Read a label budget.
-
-    Args:
-        text: ``1pt``, ``1%``, ``0.1%``, ``20x``, ``scans:1%``, ``full`` or the path of a label file.
-
-    Raises:
-        ValueError: no such form, or an amount of zero or of more than 100 %.
-        FileNotFoundError: it names an ``.npz`` that does not exist.
-    """
-    text = str(text).strip()
-    if text == "full":
-        return Budget(text, "full")
-    for kind, pattern in _PATTERNS.items():
-        match = re.fullmatch(pattern, text)
-        if match:
-            amount = Fraction(match[1]) / (100 if "%" in text else 1)
-            if amount <= 0 or ("%" in text and amount > 1):
-                raise ValueError(f"label budget {text!r}: the amount must be above 0 and at most 100 %")
-            return Budget(text, kind, amount)
-    if Path(text).is_file():
-        return Budget(text, "file")
-    if text.endswith(".npz"):
-        raise FileNotFoundError(f"label file {text}: no such file")
-    raise ValueError(f"label budget {text!r}: must be {FORMS}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +34,8 @@ class LabelSet:
         label: scene name -> (m,) int64 train ids of those points.
         meta: plain JSON values: ``budget``, ``seed``, ``unit``, ``grid`` (metres), ``classes`` (names),
             ``raw_points`` and ``grid_points`` (totals over the scenes), ``raw_counts`` and ``grid_counts`` (labelled
-            per class), ``raw_share`` and ``grid_share``. It says nothing of the hidden labels, so that nothing can be
-            weighted by them.
+            per class), ``raw_share`` and ``grid_share``; ``ignored_points`` where a list names points without a class.
+            It says nothing of the hidden labels, so that nothing can be weighted by them.
     """
 
     index: Mapping[str, np.ndarray]
@@ -168,7 +116,7 @@ class LabelSet:
                 meta,
             )
             intact = labels.checksum == checksum
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy, zipfile and zlib raise a dozen types, by the place of the damage
             raise ValueError(f"label file {path}: not a label file of this program ({error}); draw it anew") from None
         if not intact:
             raise ValueError(f"label file {path}: damaged, its checksum does not match its contents; draw it anew")
@@ -196,16 +144,17 @@ def draw(
     Args:
         names: scene names, without duplicates.
         load: name -> the raw cloud with its true labels (train ids, -1 ignored) and its grid cloud.
-        budget: any but a ``file`` one. ``R%`` is ``max(int(R * n_c), 1)`` per cloud and class (PSD); ``Nx`` ignores
-            classes.
+        budget: any but a ``file`` one. ``R%`` is ``max(int(R * n_c), 1)`` per cloud and class (PSD); ``uniform:R%`` is
+            ``max(int(R * n), 1)`` of the labelled points per cloud with n points, labelled or not (SQN), and like
+            ``Nx`` ignores classes. ``list:FILE`` takes the raw points that a file lists; seed and unit do not matter.
         classes: class names in train-id order.
         seed: non-negative.
         unit: ``grid`` counts and chooses grid points by their majority class, each represented by one raw point of
             that class in its cell (the protocol of PSD and its successors); ``raw`` counts and chooses raw points.
 
     Raises:
-        ValueError: no or duplicate names, unknown ``unit``, a ``file`` budget, or a scene without labels or with an
-            unknown class id.
+        ValueError: no or duplicate names, unknown ``unit``, a ``file`` budget, a list that lacks a scene or names
+            points outside it, or a scene without labels or with an unknown class id.
     """
     if unit not in UNITS:
         raise ValueError(f"label unit {unit!r}: choose one of {', '.join(UNITS)}")
@@ -213,6 +162,10 @@ def draw(
         raise ValueError(f"label budget {budget.text!r} is a file; load it instead of drawing")
     if seed < 0:
         raise ValueError(f"label seed {seed}: must be 0 or more")
+    if budget.kind == "list":
+        lists = read_lists(budget.path)
+        meta = {"budget": budget.text, "seed": int(seed), "unit": "raw"}
+        return collect(names, load, lambda cloud, _: listed_points(lists, cloud, str(budget.path)), classes, meta)
     chosen = set(names)
     if budget.kind == "scans":
         ranked = sorted(chosen, key=lambda name: (_generator(seed, name, "scan").random(), name))
@@ -238,7 +191,8 @@ def collect(
     Args:
         names: scene names, without duplicates.
         load: name -> the raw cloud with its true labels (train ids, -1 ignored) and its grid cloud, both named so.
-        choose: cloud, grid -> raw point indices in any order; points without a true label are left out.
+        choose: cloud, grid -> raw point indices in any order; points without a true label are left out, and their
+            number is kept as ``ignored_points`` where there are any.
         classes: class names in train-id order.
         meta: ``budget``, ``seed`` and ``unit``; the counts are added.
 
@@ -252,7 +206,7 @@ def collect(
         )
     index: dict[str, np.ndarray] = {}
     label: dict[str, np.ndarray] = {}
-    raw_points, grid_points, sizes = 0, 0, set()
+    raw_points, grid_points, ignored, sizes = 0, 0, 0, set()
     grid_counts = np.zeros(len(classes), np.int64)
     for name in tqdm(names, desc="drawing labels", unit="scene", disable=None, leave=False):
         cloud, grid = load(name)
@@ -263,6 +217,7 @@ def collect(
         if cloud.labels.max(initial=-1) >= len(classes):
             raise ValueError(f"scene {name}: train id {cloud.labels.max()} is outside the {len(classes)} classes")
         drawn = np.unique(choose(cloud, grid)).astype(np.int64)
+        ignored += int((cloud.labels[drawn] < 0).sum())
         drawn = drawn[cloud.labels[drawn] >= 0]
         index[name], label[name] = drawn, cloud.labels[drawn]
         raw_points, grid_points = raw_points + len(cloud), grid_points + len(grid)
@@ -283,6 +238,8 @@ def collect(
         "raw_share": int(raw_counts.sum()) / max(raw_points, 1),
         "grid_share": int(grid_counts.sum()) / max(grid_points, 1),
     }
+    if ignored:
+        counted["ignored_points"] = ignored
     return LabelSet(index, label, {**meta, **counted})
 
 
@@ -298,8 +255,9 @@ def _draw_scene(cloud: PointCloud, grid: GridCloud, budget: Budget, unit: str, r
     pool = np.flatnonzero(truth >= 0)
     if budget.kind in ("full", "scans"):
         picked = pool
-    elif budget.kind == "per_cloud":
-        picked = rng.choice(pool, min(int(budget.amount), len(pool)), replace=False)
+    elif budget.kind in ("per_cloud", "uniform"):
+        wanted = max(int(budget.amount * len(truth)), 1) if budget.kind == "uniform" else int(budget.amount)
+        picked = rng.choice(pool, min(wanted, len(pool)), replace=False)
     else:
         parts = [np.empty(0, np.int64)]
         for c in np.unique(truth[pool]):
@@ -388,6 +346,8 @@ def describe(labelset: LabelSet) -> str:
     lines.append(f"{'total':<{width}} {sum(meta['raw_counts']):>12,} {sum(meta['grid_counts']):>12,}")
     lines.append(f"{'of':<{width}} {meta['raw_points']:>12,} {meta['grid_points']:>12,}")
     lines.append(f"{'share':<{width}} {meta['raw_share']:>12.4%} {meta['grid_share']:>12.4%}")
+    if meta.get("ignored_points"):
+        lines.append(f"listed but unannotated or of an ignored class, not used: {meta['ignored_points']:,}")
     if labelset.missing:
         lines.append(f"without any label: {', '.join(labelset.missing)}")
     return "\n".join(lines)

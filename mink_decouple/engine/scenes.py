@@ -14,7 +14,7 @@ from mink_decouple.data.budget import LabelSet, check, collect, draw, parse_budg
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud, subsample
 from mink_decouple.data.ground import height_above_ground, planar_spacing
-from mink_decouple.engine.events import progress
+from mink_decouple.engine.events import progress, say
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,13 @@ def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:
     """The label set of a run: the file of a resumed run, the file the budget names, or a seeded draw.
 
+    A class without a labelled point is refused where the classes are the user's own. Those of a benchmark are given,
+    and a part of it may lack some; and a `uniform` or listed budget is blind to classes by its protocol. There it is
+    named on the terminal instead.
+
     Raises:
-        ValueError: the budget is wrong, a file is of other classes or clouds, or a class has no labelled point.
+        ValueError: the budget is wrong, a file is of other classes or clouds, no point at all is labelled, or a class
+            has no labelled point.
     """
     names = dataset.classes.names
     by_name = {s.name: s for s in scenes}
@@ -103,11 +108,15 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
     else:
         seed = config.seed if config.labels.seed is None else config.labels.seed
         labels = draw(list(by_name), load, budget, names, seed, config.labels.unit)
-    if labels.missing:
-        raise ValueError(
-            f"labels.budget {config.labels.budget!r}: no labelled point of class {', '.join(labels.missing)} in the "
-            "training split; label one, or leave the class out of the classes"
-        )
+    missing, where = labels.missing, f"labels.budget {config.labels.budget!r}"
+    if len(missing) == len(names):
+        raise ValueError(f"{where}: no labelled point in the training split")
+    if missing:
+        found = f"{where}: no labelled point of class {', '.join(missing)} in the training split"
+        blind = str(labels.meta["budget"]).startswith(("uniform:", "list:"))
+        if config.data.dataset in ("synthetic", "folder") and not blind:
+            raise ValueError(f"{found}; label one, or leave the class out of the classes")
+        say(f"{found}; the network cannot learn what it is never shown")
     return labels
 
 
@@ -131,7 +140,7 @@ def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str
         lambda name: (scenes[name].cloud, scenes[name].grid),
         lambda cloud, grid: labels.index[cloud.name],
         names,
-        {key: labels.meta[key] for key in ("budget", "seed", "unit")},
+        {key: labels.meta[key] for key in ("budget", "seed", "unit", "ignored_points") if key in labels.meta},
     )
 
 
