@@ -79,7 +79,7 @@ def shape(rng: np.random.Generator, raw_id: int, count: int) -> np.ndarray:
         return flat
     if raw_id == 3:
         stems = np.c_[rng.uniform(-35, 35, 6), rng.uniform(12, 28, 6), np.zeros(6)]
-        crown = ball(rng, count, stems + [0, 0, 6], rng.uniform(1.5, 3, 6), 0.3)
+        crown = ball(rng, count, stems + np.array([0, 0, 6]), rng.uniform(1.5, 3, 6), 0.3)
         trunk = rng.random(count) < 0.15
         of = stems[rng.integers(0, 6, count)]
         turn = rng.uniform(0, 2 * np.pi, count)
@@ -94,12 +94,12 @@ def shape(rng: np.random.Generator, raw_id: int, count: int) -> np.ndarray:
         return box(rng, count, low, low + np.c_[rng.uniform(10, 14, 5), np.full(5, 9.0), rng.uniform(6, 12, 5)])
     if raw_id == 6:
         low = np.c_[np.arange(-36, 36, 12.0), np.full(6, 6.0), np.zeros(6)]
-        return box(rng, count, low, low + [8.0, 0.3, 1.1])
+        return box(rng, count, low, low + np.array([8.0, 0.3, 1.1]))
     if raw_id == 7:
         walk = np.c_[rng.uniform(-15, 15, 4), rng.uniform(-4, 4, 4)][rng.integers(0, 4, count)]
         return np.c_[walk + rng.normal(0, [0.6, 0.08], (count, 2)), rng.uniform(0, 1.8, count)]
     low = np.c_[rng.uniform(-36, 32, 5), rng.choice([-4.5, 2.5], 5), np.full(5, 0.2)]
-    return box(rng, count, low, low + [4.2, 1.8, 1.3])
+    return box(rng, count, low, low + np.array([4.2, 1.8, 1.3]))
 
 
 def station(

@@ -44,7 +44,9 @@ class SyntheticConfig:
 class DataConfig:
     """Where clouds come from and how they become rows of features."""
 
-    dataset: str = setting("synthetic", choices=("synthetic", "folder"))
+    dataset: str = setting(
+        "synthetic", choices=("synthetic", "folder", "s3dis", "scannet", "semantic3d", "semantickitti")
+    )
     root: str | None = None
     classes: str | None = None  # classes.yaml; None: the one in `root`
     splits: dict[str, list[str]] | None = None  # split name -> file stems; None: those of classes.yaml
