@@ -141,6 +141,26 @@ def doctor(args: argparse.Namespace) -> None:
         raise ValueError(f"training will not run here: see {', '.join(broken)} above")
 
 
+def submit(args: argparse.Namespace) -> None:
+    """Predict the test split with a checkpoint and write a checked zip for the benchmark's server."""
+    from mink_decouple.engine.runtime import choose_device
+    from mink_decouple.engine.submit import submit_checkpoint
+
+    device = choose_device(args.device)
+    submit_checkpoint(
+        args.checkpoint, lambda own: _config(args, own), args.output, device, args.server, args.description
+    )
+    print(f"wrote {args.output}")
+
+
+def pool(args: argparse.Namespace) -> None:
+    """Score several folds as one: add their confusion matrices (S3DIS: 6 folds)."""
+    from mink_decouple.engine.pool import pool_runs
+
+    pool_runs(args.runs, args.output)
+    print(f"wrote {args.output}")
+
+
 def _present(result: Result, output: Path) -> None:
     """The table on the terminal; pictures of the scores and of one scene, and that scene as coloured clouds."""
     from mink_decouple.metrics import table
@@ -240,6 +260,20 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     pass
 
 
+def _submit(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _device(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="the .zip file to write")
+    parser.add_argument("--server", help="scannet | semantic-8 | reduced-8 | semantickitti (default: of data.dataset)")
+    parser.add_argument("--description", help="text for the description.txt of SemanticKITTI")
+
+
+def _pool(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder that holds metrics.json, one a fold")
+    parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
+
+
 Configure = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (_train, train),
@@ -247,4 +281,6 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "labels": (_labels, labels),
     "convert": (_convert, convert),
     "doctor": (_doctor, doctor),
+    "submit": (_submit, submit),
+    "pool": (_pool, pool),
 }

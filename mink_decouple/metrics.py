@@ -90,6 +90,11 @@ class ConfusionMatrix:
         return self.counts.sum(1)
 
     @property
+    def confusion(self) -> np.ndarray:
+        """(C, C) int64, rows truth, columns prediction; without predictions outside the classes."""
+        return self.counts[:, :-1]
+
+    @property
     def iou(self) -> np.ndarray:
         """(C,) float64 intersection over union, NaN for an empty union."""
         hit = np.diagonal(self.counts)
@@ -120,24 +125,45 @@ class ConfusionMatrix:
         """Mean recall over the classes present in the truth; NaN without points."""
         return _mean(self.recall)
 
+    def official_miou(self, dataset: str) -> float | None:
+        """Mean IoU where the benchmark's own rule for absent classes is another, else None.
+
+        SemanticKITTI (np_ioueval.py) divides by all classes, so that a class absent everywhere counts 0. S3DIS
+        (IoU_from_confusions of RandLA-Net's utilities) leaves out classes absent from the truth, even predicted ones.
+        Where every class occurs in the truth, all rules agree.
+
+        Args:
+            dataset: "s3dis", "semantickitti" or any other.
+        """
+        if dataset == "semantickitti":
+            return float(np.nan_to_num(self.iou).mean())
+        if dataset == "s3dis":
+            return _mean(self.iou[self.true > 0])
+        return None
+
     def group_iou(self, groups: Sequence[Sequence[int]]) -> tuple[float, ...]:
         """Mean IoU of each group of class ids, by the same rule; NaN for a group without any counted class."""
         return tuple(_mean(self.iou[list(group)]) for group in groups)
 
-    def report(self, names: Sequence[str], groups: Sequence[Sequence[int]] | None = None) -> dict[str, Any]:
+    def report(
+        self, names: Sequence[str], groups: Sequence[Sequence[int]] | None = None, dataset: str = ""
+    ) -> dict[str, Any]:
         """Scores as JSON-ready values in 0..1, None where undefined.
 
         Args:
             names: C class names.
             groups: head, waist and tail class ids (`class_groups`); None leaves their scores None.
+            dataset: adds `miou_official` where the dataset's own rule is another (`official_miou`).
 
         Raises:
             ValueError: the number of names is not C.
         """
         self._check_names(names)
+        official = self.official_miou(dataset)
         by_group = (math.nan,) * len(GROUPS) if groups is None else self.group_iou(groups)
         return {
             "miou": _none(self.miou),
+            **({} if official is None else {"miou_official": _none(official)}),
             **{f"{group}_iou": _none(value) for group, value in zip(GROUPS, by_group, strict=True)},
             "oa": _none(self.oa),
             "macc": _none(self.macc),

@@ -18,7 +18,7 @@ from mink_decouple.config import (
     require_free,
 )
 
-SHIPPED = sorted(configs_dir().glob("*.yaml"))
+SHIPPED = sorted([*configs_dir().glob("*.yaml"), *configs_dir().glob("smoke/*.yaml")])
 RECIPES = sorted(p.relative_to(configs_dir() / "recipes") for p in (configs_dir() / "recipes").rglob("*.yaml"))
 
 
@@ -28,7 +28,7 @@ def write(path, text):
 
 
 @pytest.mark.parametrize("backbone", ["minkunet", "randla"])
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.relative_to(configs_dir()).as_posix())
 def test_every_shipped_configuration_loads_for_both_backbones(path, backbone):
     assert load_config(path, backbone=backbone).backbone == backbone
 

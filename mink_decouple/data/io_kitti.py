@@ -17,12 +17,7 @@ _MAX_FLOAT32_METRES = 2.0**14
 
 def read_bin(path: Path) -> PointCloud:
     """Read a scan, with labels where `label_path` exists; the feature is `remission`."""
-    size = path.stat().st_size
-    if size == 0:
-        raise ValueError(f"{path}: no points")
-    if size % 16:
-        raise ValueError(f"{path}: {size} bytes is not a whole number of 16-byte points; the file is truncated")
-    table = np.fromfile(path, dtype="<f4").reshape(-1, 4).astype(np.float32, copy=False)
+    table = read_points(path)
     labels = None
     if label_path(path).is_file():
         labels = read_label(label_path(path), len(table))
@@ -30,8 +25,24 @@ def read_bin(path: Path) -> PointCloud:
     return replace(cloud, name=path.stem)
 
 
+def count_points(path: Path) -> int:
+    """Points of a scan by its size. Raises ValueError for an empty file or a fraction of a point."""
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path}: no points")
+    if size % 16:
+        raise ValueError(f"{path}: {size} bytes is not a whole number of 16-byte points; the file is truncated")
+    return size // 16
+
+
+def read_points(path: Path) -> np.ndarray:
+    """(N, 4) float32 x y z remission, as in the file. Raises ValueError as `count_points`."""
+    count = count_points(path)
+    return np.fromfile(path, dtype="<f4", count=4 * count).reshape(-1, 4).astype(np.float32, copy=False)
+
+
 def read_label(path: Path, count: int) -> np.ndarray:
-    """Class ids of `count` points, (count,) int64: the low 16 bits."""
+    """Class ids of `count` points, (count,) int64: the low 16 bits. Raises ValueError for another number of labels."""
     size = path.stat().st_size
     if size != 4 * count:
         raise ValueError(f"{path}: {size / 4:g} labels for {count} points")

@@ -87,7 +87,7 @@ def evaluate_checkpoint(
     groups = [tuple(g) for g in state["groups"]]
     say(table(names, {"checkpoint": matrix}, groups))
     result = {
-        **matrix.report(names, groups),
+        **matrix.report(names, groups, own.data.dataset),
         "checkpoint": path.name,
         "backbone": own.backbone,
         "engine": model.engine,
@@ -95,6 +95,7 @@ def evaluate_checkpoint(
         "seed": own.seed,
         "parameters": model.parameter_counts(),
         "label_budget": state["label_budget"],
+        "confusion": matrix.confusion.tolist(),
     }
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "metrics.json", result)

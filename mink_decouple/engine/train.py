@@ -283,7 +283,7 @@ class Trainer:
     def _finish(self) -> Result:
         final = self.state.matrices["final"]
         metrics = {
-            **final.report(self.classes.names, self.groups),
+            **final.report(self.classes.names, self.groups, self.config.data.dataset),
             "pretrained": self.state.matrices["pre-trained"].report(self.classes.names, self.groups),
             "best": self.state.best,
             "parameters": self.model.parameter_counts(),
@@ -295,6 +295,7 @@ class Trainer:
             "engine": self.model.engine,
             "recipe": self.config.recipe,
             "stages": [s.name for s in self.stages],
+            "confusion": final.confusion.tolist(),
         }
         write_json(self.output / "timing.json", {"seconds": self.state.seconds})
         write_json(self.output / "metrics.json", metrics)
