@@ -1,4 +1,4 @@
-"""The command line: `mink-decouple {train,evaluate,labels}`, and the scripts of tools/ over the same functions."""
+"""The command line: `mink-decouple {train,evaluate,labels,prepare}`; the scripts of tools/ run the same functions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def guarded(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; continue a training with --resume", file=sys.stderr)
+        print("stopped; continue a training with --resume, a preparation with the same command", file=sys.stderr)
         return 130
     return 0
 
@@ -97,6 +97,17 @@ def labels(args: argparse.Namespace) -> None:
     drawn = training_labels(config, dataset, load_split(config, dataset, "train"))
     drawn.save(args.output)
     print(f"{describe(drawn)}\nwrote {args.output}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Turn a raw download into memory-mapped scenes and a manifest; called again, it continues."""
+    from mink_decouple.data.prepare import adapter, describe
+    from mink_decouple.data.prepare import prepare as run
+
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers {args.workers}: must be at least 1")
+    print(describe(run(adapter(args.dataset), args.root, args.output, args.workers, args.scenes)))
+    print(f"wrote {args.output / 'manifest.json'}")
 
 
 def _present(result: Result, output: Path) -> None:
@@ -188,9 +199,18 @@ def _labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
 
 
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the download")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; later data.root")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
+
+
 Configure = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (_train, train),
     "evaluate": (_evaluate, evaluate),
     "labels": (_labels, labels),
+    "prepare": (_prepare, prepare),
 }

@@ -117,7 +117,9 @@ def build_model(
         body: nn.Module
         if backbone == "randla":
             if engine != "auto":
-                raise ValueError(f"model.engine is {engine!r}, but only the backbone minkunet has engines; leave it at auto")
+                raise ValueError(
+                    f"model.engine is {engine!r}, but only the backbone minkunet has engines; leave it at auto"
+                )
             body = randlanet.RandLANet(in_channels, **_sizes(backbone, variant, randlanet.VARIANTS))
         else:
             # the sparse engine is loaded only by those who use it
