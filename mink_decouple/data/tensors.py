@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 PART = ".part"
 """Suffix of unfinished files; they begin with a dot."""
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
     "U64": np.dtype("<u8"),
@@ -218,7 +218,7 @@ def open_tensors(path: Path) -> TensorFile:
     if 8 + length + end != size:
         raise ValueError(f"{path}: {size} bytes, its header says {8 + length + end}; truncated or damaged")
     if end == 0:
-        return TensorFile({name: np.empty(shape, dtype) for name, (dtype, shape, _, _) in entries.items()}, metadata)
+        return TensorFile({name: np.empty(entry[1], entry[0]) for name, entry in entries.items()}, metadata)
     # Copy-on-write looks writable: kernels need no second compilation for read-only arrays, and torch does not warn.
     data = np.memmap(path, np.uint8, "c", offset=8 + length, shape=(end,)).view(np.ndarray)
     arrays = {
