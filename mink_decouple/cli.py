@@ -101,7 +101,8 @@ def labels(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Turn a raw download into memory-mapped scenes and a manifest; called again, it continues."""
-    from mink_decouple.data.prepare import adapter, describe
+    from mink_decouple.data.adapters import adapter
+    from mink_decouple.data.prepare import describe
     from mink_decouple.data.prepare import prepare as run
 
     if args.workers is not None and args.workers < 1:

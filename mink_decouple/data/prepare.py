@@ -1,21 +1,13 @@
-"""A raw download to a prepared folder: scenes in parallel, resumable at any moment, whole or not at all."""
+"""A raw download to a prepared folder: resumable at any moment, whole or not at all."""
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mink_decouple.data.adapters import Adapter
 from mink_decouple.data.manifest import (
     MANIFEST,
     UNFINISHED,
@@ -29,13 +21,13 @@ from mink_decouple.data.manifest import (
     start_unfinished,
     write_manifest,
 )
-from mink_decouple.data.prepare_scene import IGNORED, sources, write_scene
+from mink_decouple.data.prepare_pool import write_scenes
+from mink_decouple.data.prepare_scene import IGNORED, sources
 from mink_decouple.data.prepared import SCENES
 from mink_decouple.data.raw import RawDataset, RawScene
 from mink_decouple.data.tensors import PART, SUFFIX, open_tensors
 
 LOCK = ".lock"
-Adapter = Callable[[Path], RawDataset]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,52 +45,6 @@ class Summary:
     kept: tuple[str, ...]
     done: tuple[str, ...]
     seconds: float
-
-
-def _s3dis(root: Path) -> RawDataset:
-    from mink_decouple.data.s3dis import S3DIS
-
-    return S3DIS(root)
-
-
-def _scannet(root: Path) -> RawDataset:
-    from mink_decouple.data.scannet import ScanNet
-
-    return ScanNet(root)
-
-
-def _semantic3d(root: Path) -> RawDataset:
-    from mink_decouple.data.semantic3d import Semantic3D
-
-    return Semantic3D(root)
-
-
-def _semantickitti(root: Path) -> RawDataset:
-    from mink_decouple.data.semantickitti import SemanticKITTI
-
-    return SemanticKITTI(root)
-
-
-def _folder(root: Path) -> RawDataset:
-    from mink_decouple.data.raw_folder import RawFolder
-
-    return RawFolder(root)
-
-
-ADAPTERS: dict[str, Adapter] = {
-    "s3dis": _s3dis,
-    "scannet": _scannet,
-    "semantic3d": _semantic3d,
-    "semantickitti": _semantickitti,
-    "folder": _folder,
-}
-
-
-def adapter(name: str) -> Adapter:
-    """The adapter of a dataset; ValueError with the choices for an unknown name."""
-    if name not in ADAPTERS:
-        raise ValueError(f"--dataset {name!r}: unknown dataset; choose from {', '.join(ADAPTERS)}")
-    return ADAPTERS[name]
 
 
 def prepare(
@@ -138,7 +84,7 @@ def prepare(
         if todo or (output / UNFINISHED).is_file() or before is None:
             start_unfinished(output, head, kept.values())
         failed: dict[str, str] = {}
-        for name, result, spent in _results(make, root, output / SCENES, todo, workers):
+        for name, result, spent in write_scenes(make, root, raw, output / SCENES, todo, workers):
             seconds += spent
             if isinstance(result, SceneRecord):
                 add_unfinished(output, result)
@@ -252,61 +198,6 @@ def _kept(
             continue
         kept[name] = replace(record, split=listed[name].split, group=listed[name].group)
     return kept
-
-
-Result = tuple[str, SceneRecord | str, float]
-
-
-def _results(
-    make: Adapter, root: Path, folder: Path, todo: Sequence[RawScene], workers: int | None
-) -> Iterator[Result]:
-    """(scene name, its record or what is wrong with it, seconds on its core) as they come."""
-    count = min(workers or os.cpu_count() or 1, len(todo))
-    bar = functools.partial(tqdm, total=len(todo), desc="preparing", unit="scene", disable=None, leave=False)
-    if count <= 1:
-        yield from bar(_one(make, root, folder, scene) for scene in todo)
-        return
-    # A fresh interpreter inherits no thread, lock or open file of this one.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            futures = [pool.submit(_one, make, root, folder, scene) for scene in todo]
-            for future in bar(as_completed(futures)):
-                yield future.result()
-        except BrokenProcessPool:
-            raise ValueError(
-                f"{folder.parent}: a worker process was killed, perhaps for want of memory; what is done is kept: run "
-                "the same prepare command again, with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _one(make: Adapter, root: Path, folder: Path, scene: RawScene) -> Result:
-    started = time.perf_counter()
-    try:
-        result: SceneRecord | str = write_scene(_adapter(make, root), scene, folder)
-    except (ValueError, OSError) as error:
-        result = " ".join(str(error).split())
-    return scene.name, result, time.perf_counter() - started
-
-
-@functools.lru_cache(maxsize=1)
-def _adapter(make: Adapter, root: Path) -> RawDataset:
-    """The adapter of this process: it lists the download once, not once a scene."""
-    return make(root)
-
-
-def _end_with_parent() -> None:
-    """Let a worker die with the process that started it, which a killed process cannot see to."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

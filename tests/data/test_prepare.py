@@ -17,9 +17,10 @@ from fake_raw import CLASSES, FakeRaw, NewVersion, OtherChunks, make_download
 
 from mink_decouple.cli import main
 from mink_decouple.config import PREPARED
+from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.folder import FolderDataset
-from mink_decouple.data.prepare import ADAPTERS, describe, prepare
+from mink_decouple.data.prepare import describe, prepare
 from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.data.raw import Chunk, RawScene
 from mink_decouple.data.tensors import checksum

@@ -9,7 +9,8 @@ import torch
 
 from mink_decouple.config import merge
 from mink_decouple.data import load_dataset
-from mink_decouple.data.prepare import ADAPTERS, prepare
+from mink_decouple.data.adapters import ADAPTERS
+from mink_decouple.data.prepare import prepare
 from mink_decouple.engine import pseudo
 from mink_decouple.engine.grids import CHUNK_POINTS, grid_path, ready_grid
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
