@@ -55,7 +55,7 @@ def guarded(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; continue a training with --resume", file=sys.stderr)
+        print("stopped; continue a training with --resume, a preparation with the same command", file=sys.stderr)
         return 130
     return 0
 
@@ -159,6 +159,18 @@ def pool(args: argparse.Namespace) -> None:
 
     pool_runs(args.runs, args.output)
     print(f"wrote {args.output}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Turn a raw download into memory-mapped scenes and a manifest; called again, it continues."""
+    from mink_decouple.data.adapters import adapter
+    from mink_decouple.data.prepare import describe
+    from mink_decouple.data.prepare import prepare as run
+
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers {args.workers}: must be at least 1")
+    print(describe(run(adapter(args.dataset), args.root, args.output, args.workers, args.scenes)))
+    print(f"wrote {args.output / 'manifest.json'}")
 
 
 def _present(result: Result, output: Path) -> None:
@@ -274,6 +286,14 @@ def _pool(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
 
 
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the download")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; later data.root")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
+
+
 Configure = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (_train, train),
@@ -283,4 +303,5 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "doctor": (_doctor, doctor),
     "submit": (_submit, submit),
     "pool": (_pool, pool),
+    "prepare": (_prepare, prepare),
 }

@@ -18,6 +18,8 @@ from mink_decouple.typed import ConfigError, nearest, record, setting
 
 BACKBONES = ("minkunet", "randla")
 ENGINES = ("auto", "native", "minkowski")
+PREPARED = ("s3dis", "scannet", "semantic3d", "semantickitti")
+"""Benchmarks: `data.root` is what `prepare` made of their downloads."""
 ALIASES = {"mink": "minkunet", "randlanet": "randla"}
 
 
@@ -44,12 +46,10 @@ class SyntheticConfig:
 class DataConfig:
     """Where clouds come from and how they become rows of features."""
 
-    dataset: str = setting(
-        "synthetic", choices=("synthetic", "folder", "s3dis", "scannet", "semantic3d", "semantickitti")
-    )
-    root: str | None = None
+    dataset: str = setting("synthetic", choices=("synthetic", "folder", *PREPARED))
+    root: str | None = None  # a folder of clouds, or one that `prepare` wrote
     classes: str | None = None  # classes.yaml; None: the one in `root`
-    splits: dict[str, list[str]] | None = None  # split name -> file stems; None: those of classes.yaml
+    splits: dict[str, list[str]] | None = None  # split name -> names of scenes or groups; None: those of `root`
     eval_split: str = "val"
     grid: float = setting(0.05, low=1e-4)  # metres
     features: list[str] = setting(["rgb", "height"])

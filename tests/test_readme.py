@@ -26,7 +26,7 @@ def test_a_command_of_the_docs_parses_and_its_configuration_loads(call):
     args = parser.parse_args(arguments)
     if name == "train" and args.config is None:
         load_config(backbone=args.backbone, recipe=args.recipe, overrides=parse_overrides(args.set))
-    elif args.config is not None:
+    elif getattr(args, "config", None) is not None:
         load_config(ROOT / args.config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from mink_decouple.config import DataConfig
+from mink_decouple.config import PREPARED, DataConfig
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import PointCloud
 
@@ -28,7 +28,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     """The dataset that a configuration names.
 
     Raises:
-        ValueError: a folder dataset without `data.root`.
+        ValueError: no `data.root`, or one that was not prepared from this dataset.
         FileNotFoundError: the folder or its classes file is missing.
     """
     if config.dataset == "synthetic":
@@ -39,7 +39,14 @@ def load_dataset(config: DataConfig) -> Dataset:
             areas=s.areas, rooms_per_area=s.rooms_per_area, points_per_room=s.points_per_room, seed=s.seed
         )
     from mink_decouple.data.folder import FolderDataset
+    from mink_decouple.data.prepared import PreparedDataset, is_prepared
 
     if config.root is None:
-        raise ValueError("data.root: not set; a folder dataset needs the folder of its clouds: --set data.root=DIR")
-    return FolderDataset(Path(config.root), classes=config.classes, splits=config.splits)
+        needs = "a prepared dataset" if config.dataset in PREPARED else "a folder dataset"
+        raise ValueError(f"data.root: not set; {needs} needs the folder of its clouds: --set data.root=DIR")
+    root = Path(config.root)
+    if config.dataset in PREPARED or is_prepared(root):
+        if config.classes is not None:
+            raise ValueError(f"data.classes: {config.classes!r}, but a prepared dataset has its classes; leave it out")
+        return PreparedDataset(root, config.dataset, config.splits)
+    return FolderDataset(root, classes=config.classes, splits=config.splits)

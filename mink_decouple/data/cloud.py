@@ -29,6 +29,8 @@ class PointCloud:
             `return_number`, `number_of_returns`, `remission` and any other column keep their names.
         labels: (N,) int64, or None for an unlabelled scene. Raw ids when read from a file, train ids (-1 = ignored)
             when loaded by a dataset.
+        finite: whether the coordinates are known to be finite. They are then not scanned, which would read a
+            memory-mapped scene from end to end.
 
     Raises:
         ValueError: a shape or dtype differs from the above, lengths differ, or coordinates are NaN or infinite.
@@ -39,6 +41,7 @@ class PointCloud:
     offset: np.ndarray = field(default_factory=_zero_offset)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     labels: np.ndarray | None = None
+    finite: bool = False
 
     def __post_init__(self) -> None:
         """Check every rule of the record."""
@@ -49,7 +52,8 @@ class PointCloud:
             raise ValueError(f"{self.name}: offset must be (3,) float64, found {_describe(offset)}")
         if not np.isfinite(offset).all():
             raise ValueError(f"{self.name}: offset must be finite, found {offset.tolist()}")
-        check_finite(self.name, coords)
+        if not self.finite:
+            check_finite(self.name, coords)
         for key, column in self.features.items():
             if not isinstance(column, np.ndarray) or column.ndim not in (1, 2) or column.dtype == object:
                 raise ValueError(
@@ -109,17 +113,7 @@ def from_world(
     if xyz.ndim != 2 or xyz.shape[1] != 3:
         raise ValueError(f"{name}: coordinates must be (N, 3), found {_describe(xyz)}")
     check_finite(name, xyz)
-    offset = _zero_offset()
-    if len(xyz):
-        low, high = xyz.min(axis=0), xyz.max(axis=0)
-        extent = float((high - low).max())
-        if extent >= MAX_EXTENT_METRES:
-            raise ValueError(
-                f"{name}: the cloud is {extent:,.0f} m long, more than {MAX_EXTENT_METRES:,.0f} m; "
-                f"remove stray points or cut it into tiles (corners {low.tolist()} and {high.tolist()})"
-            )
-        if max(abs(low).max(), abs(high).max()) >= LARGE_METRES:
-            offset = np.floor(low)
+    offset = choose_offset(name, xyz.min(axis=0), xyz.max(axis=0)) if len(xyz) else _zero_offset()
     return PointCloud(
         name=name,
         coords=(xyz - offset).astype(np.float32),
@@ -127,6 +121,21 @@ def from_world(
         features=dict(features or {}),
         labels=None if labels is None else np.asarray(labels, dtype=np.int64),
     )
+
+
+def choose_offset(name: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The offset of a cloud with the world corners `low` and `high`, (3,) float64 metres; see `from_world`.
+
+    Raises:
+        ValueError: a side is `MAX_EXTENT_METRES` or longer.
+    """
+    extent = float((high - low).max())
+    if extent >= MAX_EXTENT_METRES:
+        raise ValueError(
+            f"{name}: the cloud is {extent:,.0f} m long, more than {MAX_EXTENT_METRES:,.0f} m; "
+            f"remove stray points or cut it into tiles (corners {low.tolist()} and {high.tolist()})"
+        )
+    return np.floor(low) if max(abs(low).max(), abs(high).max()) >= LARGE_METRES else _zero_offset()
 
 
 def check_finite(name: str, xyz: np.ndarray) -> None:

@@ -35,6 +35,13 @@ class GridCloud:
         return len(self.coords)
 
 
+def grid_origin(lowest: np.ndarray, size: float) -> np.ndarray | None:
+    """The corner that cells are counted from, (3,) float32; None for a size that is none."""
+    # Cells are counted from the lowest corner, as RandLA-Net does: scanner coordinates are whole millimetres, so many
+    # lie on a cell border, and published counts come from this rounding. It keeps far clouds within reach too.
+    return np.floor(lowest / size) * size if size > 0 else None
+
+
 def subsample(cloud: PointCloud, size: float) -> GridCloud:
     """Grid sub-sampling of RandLA-Net's preparation: barycentre, mean features, majority label.
 
@@ -52,10 +59,8 @@ def subsample(cloud: PointCloud, size: float) -> GridCloud:
         ValueError: ``size`` is not positive or a coordinate is not finite or too far.
     """
     try:
-        # Cells are counted from the lowest corner, as RandLA-Net does: scanner coordinates are whole millimetres, so
-        # many lie on a cell border, and published counts come from this rounding. It keeps far clouds within reach too.
         lowest = cloud.coords.min(axis=0) if len(cloud) else np.zeros(3, np.float32)
-        voxels = voxelise(cloud.coords, size, origin=np.floor(lowest / size) * size if size > 0 else None)
+        voxels = voxelise(cloud.coords, size, origin=grid_origin(lowest, size))
     except ValueError as error:
         raise ValueError(f"{cloud.name}: {error}") from None
     count = len(voxels)

@@ -180,10 +180,11 @@ class CropSampler:
         """Exchange the labels that label-centred draws look for (scene name -> (V,) int64, -1 = none)."""
         scenes, points, ids = [], [], []
         for number, name in enumerate(self.names):
-            found = np.flatnonzero(visible[name] >= 0) if name in visible else np.empty(0, np.int64)
+            shown = visible[name] if name in visible else np.empty(0, np.int64)
+            found = np.flatnonzero(shown >= 0)
             scenes.append(np.full(len(found), number, np.int32))
             points.append(found)
-            ids.append(visible[name][found] if len(found) else found)
+            ids.append(shown[found])
         label = np.concatenate(ids)
         scene, point = np.concatenate(scenes), np.concatenate(points)
         self._labelled = [(scene[label == c], point[label == c]) for c in np.unique(label)]

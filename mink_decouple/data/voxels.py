@@ -96,7 +96,7 @@ def _rehash(found: np.ndarray, shift: np.uint64, slots: np.ndarray, ids: np.ndar
         slots[at], ids[at] = found[number], number
 
 
-def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unique_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unique keys in order of appearance, their first positions, and the number of every key."""
     inverse = np.empty(len(keys), np.int64)
     first = np.empty(0, np.int64)
@@ -111,6 +111,26 @@ def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if position == len(keys):
             return keys[first[:count]], first[:count], inverse
         bits += 2
+
+
+def cell_keys(coords: np.ndarray, size: float, origin: np.ndarray | None = None) -> np.ndarray:
+    """(N,) int64 packed cell of every point; ascending keys are cells sorted by (x, y, z). See `voxelise`."""
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError(f"voxel size: {size}; must be a positive number of metres")
+    if coords.ndim != 2 or coords.shape[1] != 3:
+        raise ValueError(f"coords: shape {coords.shape}; must be (N, 3)")
+    if coords.dtype not in (np.float32, np.float64):
+        raise ValueError(f"coords: {coords.dtype}; must be float32 or float64")
+    real = coords.dtype.type
+    corner = np.zeros(3, real) if origin is None else np.asarray(origin, real)
+    keys = np.empty(len(coords), np.int64)
+    bad = _pack(np.ascontiguousarray(coords), corner, real(size), keys)
+    if bad >= 0:
+        raise ValueError(
+            f"point {bad} at {coords[bad].tolist()}: not finite or beyond {_HALF * size:g} m from the grid's origin, "
+            f"the reach of {size:g} m cells; subtract an offset or use larger cells"
+        )
+    return keys
 
 
 def voxelise(coords: np.ndarray, size: float, origin: np.ndarray | None = None) -> Voxels:
@@ -129,22 +149,8 @@ def voxelise(coords: np.ndarray, size: float, origin: np.ndarray | None = None) 
         ValueError: ``size`` is not positive, the shape or type is wrong, or a coordinate is not finite or too far for
             the packed key.
     """
-    if not (np.isfinite(size) and size > 0):
-        raise ValueError(f"voxel size: {size}; must be a positive number of metres")
-    if coords.ndim != 2 or coords.shape[1] != 3:
-        raise ValueError(f"coords: shape {coords.shape}; must be (N, 3)")
-    if coords.dtype not in (np.float32, np.float64):
-        raise ValueError(f"coords: {coords.dtype}; must be float32 or float64")
-    real = coords.dtype.type
-    corner = np.zeros(3, real) if origin is None else np.asarray(origin, real)
-    keys = np.empty(len(coords), np.int64)
-    bad = _pack(np.ascontiguousarray(coords), corner, real(size), keys)
-    if bad >= 0:
-        raise ValueError(
-            f"point {bad} at {coords[bad].tolist()}: not finite or beyond {_HALF * size:g} m from the grid's origin, "
-            f"the reach of {size:g} m cells; subtract an offset or use larger cells"
-        )
-    found, first, inverse = _unique(keys)
+    keys = cell_keys(coords, size, origin)
+    found, first, inverse = unique_keys(keys)
     order = np.argsort(found)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))

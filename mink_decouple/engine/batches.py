@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from mink_decouple.config import Config
 from mink_decouple.data.collate import Batch, View, collate, point_view, rows_from_points, voxel_view
 from mink_decouple.data.sampling import CropSampler, SampleIndex, SceneSampler
 from mink_decouple.data.transforms import Sample, assemble_features, compose, take
+from mink_decouple.engine.lazy import PerScene
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.randlanet import VARIANTS
@@ -56,7 +57,10 @@ class SceneLabels:
     @classmethod
     def given(cls, scene: Scene) -> SceneLabels:
         """Only the given labels."""
-        return cls(scene.visible, np.full_like(scene.visible, NONE), np.zeros(len(scene.visible), np.float32))
+        shown = scene.visible
+        # One value stands for the whole array and takes no memory.
+        none, unsure = (np.broadcast_to(value, shown.shape) for value in (np.int64(NONE), np.float32(0)))
+        return cls(shown, none, unsure)
 
 
 def make_view(config: Config, sample: Sample, rng: np.random.Generator) -> View:
@@ -104,7 +108,7 @@ def make_batch(
 
 def make_sampler(config: Config, scenes: Sequence[Scene]) -> CropSampler | SceneSampler:
     """The sampler of a training set: whole scenes, or crops where `view.crop_points` is set."""
-    coords = {s.name: s.grid.coords for s in scenes}
+    coords = PerScene(scenes, lambda scene: scene.grid.coords)
     if config.view.crop_points == 0:
         return SceneSampler(coords)
     return CropSampler(
@@ -113,7 +117,7 @@ def make_sampler(config: Config, scenes: Sequence[Scene]) -> CropSampler | Scene
         shape=config.view.shape,
         noise=config.view.center_noise,
         label_centred=config.view.label_centred,
-        visible={s.name: s.visible for s in scenes},
+        visible=PerScene(scenes, lambda scene: scene.visible),
         seed=config.seed,
     )
 
@@ -122,7 +126,7 @@ def training_batches(
     config: Config,
     classes: int,
     scenes: dict[str, Scene],
-    labels: dict[str, SceneLabels],
+    labels: Mapping[str, SceneLabels],
     sampler: CropSampler | SceneSampler,
     count: int,
     key: tuple[int | str, ...],

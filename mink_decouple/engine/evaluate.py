@@ -32,10 +32,11 @@ def evaluate(
     """
     matrix = ConfusionMatrix(classes)
     for scene in progress(scenes, "evaluating"):
-        if scene.cloud.labels is None:
+        if not scene.labelled:
             raise ValueError(f"{scene.name}: has no labels to score against; use predict for unlabelled clouds")
-        probs = probabilities(model, config, scene, classes, device, config.eval.votes)
-        matrix.update(probs.argmax(1)[scene.grid.inverse], scene.cloud.labels)
+        best = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
+        for points, truth in scene.blocks():
+            matrix.update(best[points], truth)
     return matrix
 
 

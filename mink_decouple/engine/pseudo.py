@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,13 @@ from mink_decouple.decouple.pseudo_labels import (
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.events import progress
+from mink_decouple.engine.lazy import PerScene
 from mink_decouple.engine.predict import probabilities
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.segmenter import Segmenter
+
+HELD_BYTES = 1 << 30
+"""Up to this much the probabilities of a training set stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -82,30 +87,49 @@ def make_pseudo_labels(
 ) -> Selection:
     """Predict every training scene in evaluation mode and select pseudo-labels."""
     p, options = config.pseudo, selection_options(config)
-    probs = {
-        s.name: torch.from_numpy(probabilities(model, config, s, classes, device, p.votes))
-        for s in progress(scenes, "pseudo-labels")
-    }
-    visible = {s.name: torch.from_numpy(s.visible) for s in scenes}
+    visible = PerScene(scenes, lambda scene: torch.from_numpy(scene.visible))
+    probs = _room(scenes, classes)
+    for s in progress(scenes, "pseudo-labels"):
+        probs[s.name].copy_(torch.from_numpy(probabilities(model, config, s, classes, device, p.votes)))
     predicted = torch.stack([predicted_counts(probs[s.name], visible[s.name]) for s in scenes]).sum(0)
     rho = imbalance_ratio(select_counts(labelled_counts(scenes, classes), predicted, p.rho_source), p.rho_mode)
     tail = tail_classes(predicted, options.tail_rule, options.tail_frac)
     certain = uncertain = None
     if p.scope == "global":
         certain, uncertain = _global_thresholds(probs, visible, rho, options)
-    chosen: list[tuple[str, PseudoLabels]] = []
     total: Quality | None = None
-    for scene in scenes:
-        labels = select(probs[scene.name], visible[scene.name], rho, tail, options, certain, uncertain)
-        chosen.append((scene.name, labels))
-        if (scene.truth >= 0).any():
-            found = quality(labels, torch.from_numpy(scene.truth), classes, visible[scene.name])
-            total = found if total is None else total + found
-    return Selection(PseudoLabelTable(classes, chosen), rho, predicted, tail, total)
+
+    def choose() -> Iterator[tuple[str, PseudoLabels]]:
+        nonlocal total
+        for scene in scenes:
+            shown, truth = visible[scene.name], scene.truth
+            labels = select(probs[scene.name], shown, rho, tail, options, certain, uncertain)
+            if (truth >= 0).any():
+                found = quality(labels, torch.from_numpy(truth), classes, shown)
+                total = found if total is None else total + found
+            yield scene.name, labels
+
+    table = PseudoLabelTable(classes, choose())  # packs each scene before the next is chosen
+    return Selection(table, rho, predicted, tail, total)
+
+
+def _room(scenes: Sequence[Scene], classes: int) -> dict[str, Tensor]:
+    """Room for the (V, C) float32 probabilities of every scene: in memory, or in a temporary file where they are many.
+
+    They are needed twice: thresholds follow from the predictions of the whole training set.
+    """
+    ends = np.cumsum([0, *(len(s.grid) for s in scenes)])
+    shape = (int(ends[-1]), classes)
+    if 4 * shape[0] * shape[1] <= HELD_BYTES:
+        table = np.empty(shape, np.float32)
+    else:
+        with tempfile.TemporaryFile() as file:  # the map keeps it; TMPDIR says where it lies
+            table = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
+    return {s.name: torch.from_numpy(table[a:b]) for s, a, b in zip(scenes, ends, ends[1:])}
 
 
 def _global_thresholds(
-    probs: dict[str, Tensor], visible: dict[str, Tensor], rho: Tensor, options: SelectionOptions
+    probs: Mapping[str, Tensor], visible: Mapping[str, Tensor], rho: Tensor, options: SelectionOptions
 ) -> tuple[Tensor, Tensor]:
     """Thresholds over the whole training set: the element-wise maximum of those of the scenes."""
     first = [cloud_thresholds(probs[n], visible[n], rho, options)[0] for n in probs]
@@ -114,20 +138,21 @@ def _global_thresholds(
     return certain, torch.stack(rest).amax(0)
 
 
-def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> dict[str, SceneLabels]:
-    """Labels of every scene: the given ones, and those of a table."""
+def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> Mapping[str, SceneLabels]:
+    """Labels of every scene: the given ones, and those of a table. Unpacked at every look-up."""
     if table is None:
-        return {s.name: SceneLabels.given(s) for s in scenes}
-    labels = {}
-    for scene in scenes:
-        pseudo = table[scene.name]
-        if len(pseudo.label) != len(scene.visible):
+        return PerScene(scenes, SceneLabels.given)
+
+    def labels(scene: Scene) -> SceneLabels:
+        pseudo, shown = table[scene.name], scene.visible
+        if len(pseudo.label) != len(shown):
             raise ValueError(
-                f"pseudo-labels of {scene.name}: {len(pseudo.label)} points, the scene has {len(scene.visible)}; "
+                f"pseudo-labels of {scene.name}: {len(pseudo.label)} points, the scene has {len(shown)}; "
                 "they were made for other data"
             )
-        labels[scene.name] = SceneLabels(scene.visible, pseudo.label.numpy(), pseudo.confidence.numpy())
-    return labels
+        return SceneLabels(shown, pseudo.label.numpy(), pseudo.confidence.numpy())
+
+    return PerScene(scenes, labels)
 
 
 def quality_record(selection: Selection, names: Sequence[str]) -> dict[str, Any]:

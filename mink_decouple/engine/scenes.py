@@ -2,87 +2,184 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mink_decouple.config import Config
 from mink_decouple.data import load_dataset
-from mink_decouple.data.budget import LabelSet, check, collect, draw, parse_budget, visible
+from mink_decouple.data.budget import LabelSet, check, class_counts, collect, draw, parse_budget, visible
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.grid import GridCloud, subsample
-from mink_decouple.data.ground import height_above_ground, planar_spacing
+from mink_decouple.data.packed import PackedIds, pack_ids
+from mink_decouple.data.prepared import PreparedDataset
+from mink_decouple.engine.derive import derive_features
 from mink_decouple.engine.events import progress, say
+from mink_decouple.engine.grids import open_grid, ready_grid
+
+BLOCK_POINTS = 1 << 22
+"""Raw points that scoring looks at together."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One scene: its grid cloud and what is known of its labels.
-
-    Attributes:
-        cloud: the raw cloud, N points, labels as train ids (-1 ignored) or None.
-        grid: the grid cloud, V points; the unit of sampling, pseudo-labels and voting.
-        visible: (V,) int64 labels that training may see, -1 elsewhere.
-        truth: (V,) int64 majority label of each grid point, -1 where there is none. For reports only.
-    """
-
-    cloud: PointCloud
-    grid: GridCloud
-    visible: np.ndarray
-    truth: np.ndarray
+class Source(Protocol):
+    """Where the arrays of a scene come from; each call may make them anew."""
 
     @property
     def name(self) -> str:
         """The scene's name."""
-        return self.grid.name
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the raw cloud has labels."""
+
+    def cloud(self, features: bool) -> PointCloud:
+        """The raw cloud, with its features or without."""
+
+    def grid(self) -> GridCloud:
+        """The grid cloud."""
+
+    def labels(self, rows: slice) -> np.ndarray:
+        """(n,) int64 train ids of some raw points of a labelled scene."""
 
 
-def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
-    """`cloud` with the features the configuration asks for that follow from others.
+@dataclass(frozen=True)
+class Held:
+    """A scene in memory."""
 
-    `height` (N,) metres above the lowest points of the scene or above the local ground; `height_wide` (N,) metres above
-    a ground estimated on cells twice as wide, which sees wide roofs as roofs; `log_intensity` (N,) in 0..1, since
-    intensities spread over orders of magnitude and differ between sensors.
+    raw: PointCloud
+    reduced: GridCloud
 
-    Raises:
-        ValueError: `log_intensity` is asked for and the cloud has no intensity.
+    @property
+    def name(self) -> str:
+        """The scene's name."""
+        return self.raw.name
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the raw cloud has labels."""
+        return self.raw.labels is not None
+
+    def cloud(self, features: bool) -> PointCloud:
+        """The raw cloud."""
+        return self.raw
+
+    def grid(self) -> GridCloud:
+        """The grid cloud."""
+        return self.reduced
+
+    def labels(self, rows: slice) -> np.ndarray:
+        """(n,) int64 train ids of some raw points."""
+        assert self.raw.labels is not None
+        return self.raw.labels[rows]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A scene on disk: a file of a prepared dataset, and one of its grid cloud. Nothing stays open between calls."""
+
+    dataset: PreparedDataset
+    name: str
+    path: Path
+    size: float
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the raw cloud has labels."""
+        return self.dataset.record(self.name).labelled is not None
+
+    def cloud(self, features: bool) -> PointCloud:
+        """The raw cloud, its coordinates mapped."""
+        return self.dataset.open(self.name).cloud(features)
+
+    def grid(self) -> GridCloud:
+        """The grid cloud, mapped."""
+        return open_grid(self.path, self.name, self.size)
+
+    def labels(self, rows: slice) -> np.ndarray:
+        """(n,) int64 train ids of some raw points."""
+        return self.dataset.open(self.name).labels(rows)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: its grid cloud and what is known of its labels. Arrays are made when asked for; keep what you re-use.
+
+    Attributes:
+        source: where its arrays come from.
+        given: the labels that training may see, packed; None for none.
     """
-    features = dict(cloud.features)
-    if "height" in config.data.features and "height" not in features:
-        if config.data.height == "ground":
-            features["height"] = height_above_ground(cloud.coords)
-        else:
-            features["height"] = cloud.coords[:, 2] - np.percentile(cloud.coords[:, 2], 1).astype(np.float32)
-    if "height_wide" in config.data.features:
-        features["height_wide"] = height_above_ground(cloud.coords, cell=2 * max(2.0, 2 * planar_spacing(cloud.coords)))
-    if "log_intensity" in config.data.features:
-        if "intensity" not in features:
-            have = ", ".join(sorted(features)) or "none"
-            raise ValueError(f"data.features: log_intensity needs the column intensity; {cloud.name} has {have}")
-        values = np.maximum(features["intensity"].astype(np.float32), 0)
-        features["log_intensity"] = np.log1p(values) / np.float32(np.log(65536))
-    kept = {name: column for name, column in features.items() if name in config.data.features}
-    return replace(cloud, features=kept)
+
+    source: Source
+    given: PackedIds | None = None
+
+    @property
+    def name(self) -> str:
+        """The scene's name."""
+        return self.source.name
+
+    @property
+    def cloud(self) -> PointCloud:
+        """The raw cloud, N points, labels as train ids (-1 ignored) or None."""
+        return self.source.cloud(features=True)
+
+    @property
+    def bare(self) -> PointCloud:
+        """The raw cloud where only coordinates and labels are needed."""
+        return self.source.cloud(features=False)
+
+    @property
+    def grid(self) -> GridCloud:
+        """The grid cloud, V points; the unit of sampling, pseudo-labels and voting."""
+        return self.source.grid()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the raw cloud has labels."""
+        return self.source.labelled
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(V,) int64 labels that training may see, -1 elsewhere."""
+        return np.full(len(self.grid), -1, np.int64) if self.given is None else self.given.unpack()
+
+    @property
+    def truth(self) -> np.ndarray:
+        """(V,) int64 majority label of each grid point, -1 where there is none. For reports only."""
+        grid = self.grid
+        return np.full(len(grid), -1, np.int64) if grid.labels is None else grid.labels
+
+    def truth_counts(self, classes: int) -> np.ndarray:
+        """(C,) int64 grid points of each true class. For reports only."""
+        return class_counts(self.truth, classes)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Grid point and true train id of the raw points of a labelled scene, some (n,) int64 at a time."""
+        inverse = self.grid.inverse
+        for begin in range(0, len(inverse), BLOCK_POINTS):
+            rows = slice(begin, begin + BLOCK_POINTS)
+            yield inverse[rows], self.source.labels(rows)
 
 
 def prepare(cloud: PointCloud, config: Config) -> Scene:
     """The scene of one raw cloud, nothing visible yet."""
-    grid = subsample(derive_features(cloud, config), config.data.grid)
-    none = np.full(len(grid.coords), -1, dtype=np.int64)
-    return Scene(cloud, grid, none, none if grid.labels is None else grid.labels)
+    return Scene(Held(cloud, subsample(derive_features(cloud, config), config.data.grid)))
 
 
 def load_split(config: Config, dataset: Any, split: str) -> list[Scene]:
-    """Every scene of a split."""
-    names = dataset.scenes(split)
-    return [prepare(dataset.load(name), config) for name in progress(names, f"loading {split}")]
+    """Every scene of a split; those of a prepared dataset stay on disk."""
+    names = progress(dataset.scenes(split), f"loading {split}")
+    if isinstance(dataset, PreparedDataset):
+        size = config.data.grid
+        return [Scene(Stored(dataset, name, ready_grid(dataset, name, config), size)) for name in names]
+    return [prepare(dataset.load(name), config) for name in names]
 
 
 def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
     """The scenes with the labels of `labels` visible; a scene it does not name has none."""
-    return [replace(s, visible=visible(labels, s.grid)) for s in scenes]
+    return [replace(s, given=pack_ids(visible(labels, s.grid))) for s in scenes]
 
 
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:
@@ -100,7 +197,7 @@ def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Pat
     by_name = {s.name: s for s in scenes}
 
     def load(name: str) -> tuple[PointCloud, GridCloud]:
-        return by_name[name].cloud, by_name[name].grid
+        return by_name[name].bare, by_name[name].grid
 
     budget = parse_budget(config.labels.budget) if file is None else None
     if budget is None or budget.kind == "file":
@@ -130,14 +227,14 @@ def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str
     labels = LabelSet.load(path, classes=names)
     for scene in scenes.values():
         try:
-            check(labels, scene.name, scene.cloud)
+            check(labels, scene.name, scene.bare)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    if any(s.cloud.labels is None for s in scenes.values()):
+    if not all(s.labelled for s in scenes.values()):
         return labels  # the file alone knows the labels of such clouds
     return collect(
         list(scenes),
-        lambda name: (scenes[name].cloud, scenes[name].grid),
+        lambda name: (scenes[name].bare, scenes[name].grid),
         lambda cloud, grid: labels.index[cloud.name],
         names,
         {key: labels.meta[key] for key in ("budget", "seed", "unit", "ignored_points") if key in labels.meta},

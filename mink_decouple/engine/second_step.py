@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ def cache_features(
     model: Segmenter,
     config: Config,
     scenes: Sequence[Scene],
-    labels: dict[str, SceneLabels],
+    labels: Mapping[str, SceneLabels],
     classes: int,
     device: torch.device,
     key: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ class Trainer:
                 self.save()
 
     def _epoch(
-        self, stage: Stage, epoch: int, steps: int, labels: dict[str, SceneLabels], objective: Objective
+        self, stage: Stage, epoch: int, steps: int, labels: Mapping[str, SceneLabels], objective: Objective
     ) -> dict[str, float]:
         """One pass of `steps` optimizer steps; returns the mean of each loss term."""
         config, micro = self.config, self.config.view.accumulate
@@ -231,7 +232,7 @@ class Trainer:
             labels, feature = "gt", "none"
         return Objective(config.loss, labels, feature, self.weight, rho, self.ratio)
 
-    def _pseudo_labels(self, stage: Stage, path: Path) -> dict[str, SceneLabels]:
+    def _pseudo_labels(self, stage: Stage, path: Path) -> Mapping[str, SceneLabels]:
         """Make, keep and report the pseudo-labels of an iteration."""
         started = time.perf_counter()
         selection = make_pseudo_labels(self.model, self.config, self.scenes, self.count, self.device)
@@ -358,7 +359,7 @@ class Trainer:
                 raise ValueError(f"{scene.name}: has no points")
             assemble_features({**grid.features, "offset": grid.coords}, grid.coords, config.data.features)
         for scene in self.eval_scenes:
-            if scene.cloud.labels is None or not (scene.truth >= 0).any():
+            if not scene.labelled or not (scene.truth >= 0).any():
                 raise ValueError(f"{scene.name}: has no labels to score against, but stands in the evaluation split")
         first = self.scenes[0]
         item = (first, SceneLabels.given(first), crops(config, first)[0])
@@ -371,13 +372,12 @@ class Trainer:
 
     def _groups(self) -> ClassGroups:
         """Head, waist and tail by the hidden truth of the training set where there is one; reports only."""
-        truth = np.concatenate([s.truth for s in self.scenes])
-        counts = np.bincount(truth[truth >= 0], minlength=self.count)
+        counts = np.sum([s.truth_counts(self.count) for s in self.scenes], axis=0)
         return class_groups(counts if counts.any() else self.labels.counts)
 
     def _picture_scene(self) -> Scene:
         """The evaluation scene with the most classes; the first of several."""
-        return max(self.eval_scenes, key=lambda s: len(np.unique(s.truth[s.truth >= 0])))
+        return max(self.eval_scenes, key=lambda s: np.count_nonzero(s.truth_counts(self.count)))
 
     def _add_seconds(self, name: str, started: float) -> None:
         self.state.seconds[name] = self.state.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -1,0 +1,80 @@
+"""A folder of clouds with a `classes.yaml` as a raw dataset that can be prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.folder import FolderDataset
+from mink_decouple.data.io_kitti import label_path
+from mink_decouple.data.raw import Chunk, RawScene, Repair
+
+
+class RawFolder:
+    """`FolderDataset`, offered as an adapter: a scene per file, splits as in its `classes.yaml`.
+
+    A file is read whole: the readers of `data.io` do not stream. Colours are rounded to 8 bits.
+
+    Attributes:
+        name: "folder".
+        version: of the adapter.
+        root: the folder.
+        classes: of its classes file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `FolderDataset`.
+    """
+
+    name = "folder"
+    version = 1
+
+    def __init__(self, root: Path) -> None:
+        self._folder = FolderDataset(root)
+        self.root = self._folder.root
+        self.classes = self._folder.classes
+
+    def scenes(self) -> list[RawScene]:
+        """Every cloud of the folder; one that no split names has the split ""."""
+        owner = {name: split for split, names in self._folder.splits.items() for name in names}
+        found = []
+        for name, path in sorted(self._folder.files.items()):
+            labels = label_path(path) if path.suffix.lower() == ".bin" else path
+            files = (path,) if labels == path or not labels.is_file() else (path, labels)
+            found.append(RawScene(name, owner.get(name, ""), "", files, True))
+        return found
+
+    def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
+        """The points of a cloud in order.
+
+        Raises:
+            FileNotFoundError, ValueError: as `FolderDataset.load`.
+        """
+        cloud = self._folder.load(scene.name)
+        rgb = _eight_bits(
+            cloud, lambda done: report(Repair(scene.files[0].name, None, "colours finer than 8 bits", done))
+        )
+        features = {**cloud.features, **({} if rgb is None else {"rgb": rgb})}
+        for key in ("intensity", "remission"):
+            if key in features:
+                features[key] = features[key].astype(np.float32)
+        for begin in range(0, len(cloud), chunk_points):
+            rows = slice(begin, begin + chunk_points)
+            yield Chunk(
+                cloud.coords[rows].astype(np.float64) + cloud.offset,
+                {key: column[rows] for key, column in features.items()},
+                None if cloud.labels is None else cloud.labels[rows],
+            )
+
+
+def _eight_bits(cloud: PointCloud, report: Callable[[str], None]) -> np.ndarray | None:
+    """Colours as (N, 3) uint8; says so where that rounds them by more than float32 does."""
+    if "rgb" not in cloud.features:
+        return None
+    scaled = np.clip(cloud.features["rgb"], 0, 1) * np.float32(255)
+    rounded = np.rint(scaled)
+    if np.abs(scaled - rounded).max(initial=0) > 1e-3:
+        report("rounded to 8 bits")
+    return rounded.astype(np.uint8)

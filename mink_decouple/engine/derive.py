@@ -1,0 +1,74 @@
+"""Features that follow from others: heights and log intensity, of a whole cloud or of rows of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from mink_decouple.config import Config
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.ground import height_above_ground, planar_spacing
+
+Column = Callable[[slice], np.ndarray]
+"""Rows -> their (n,) or (n, k) values."""
+
+VERSION = 1
+"""Raised whenever a derived feature changes, so that stored grid clouds are made anew."""
+
+
+def settings(config: Config) -> dict[str, object]:
+    """The settings that `feature_columns` depends on, as plain data."""
+    features = sorted(set(config.data.features))
+    return {"version": VERSION, "features": features, "height": config.data.height if "height" in features else None}
+
+
+def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column], config: Config) -> dict[str, Column]:
+    """The columns the configuration asks for, out of `columns` and of what follows from them.
+
+    `height` (N,) metres above the lowest points of the scene or above the local ground; `height_wide` (N,) metres above
+    a ground estimated on cells twice as wide, which sees wide roofs as roofs; `log_intensity` (N,) in 0..1, since
+    intensities spread over orders of magnitude and differ between sensors.
+
+    Args:
+        name: scene name.
+        coords: (N, 3) float32 metres. Heights need all of them at once, the other columns only the rows asked for.
+        columns: what the scene has.
+        config: of the run.
+
+    Raises:
+        ValueError: `log_intensity` is asked for and the scene has no intensity.
+    """
+    found, wanted = dict(columns), config.data.features
+    if "height" in wanted and "height" not in found:
+        if config.data.height == "ground":
+            found["height"] = _whole(height_above_ground(coords))
+        else:
+            floor = np.percentile(coords[:, 2], 1).astype(np.float32)
+            found["height"] = lambda rows: coords[rows, 2] - floor
+    if "height_wide" in wanted:
+        found["height_wide"] = _whole(height_above_ground(coords, cell=2 * max(2.0, 2 * planar_spacing(coords))))
+    if "log_intensity" in wanted:
+        if "intensity" not in found:
+            have = ", ".join(sorted(found)) or "none"
+            raise ValueError(f"data.features: log_intensity needs the column intensity; {name} has {have}")
+        intensity = found["intensity"]
+        found["log_intensity"] = lambda rows: _log_intensity(intensity(rows))
+    return {key: column for key, column in found.items() if key in wanted}
+
+
+def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
+    """`cloud` with the features the configuration asks for; see `feature_columns`."""
+    columns = {key: _whole(column) for key, column in cloud.features.items()}
+    asked = feature_columns(cloud.name, cloud.coords, columns, config)
+    return replace(cloud, features={key: column(slice(None)) for key, column in asked.items()})
+
+
+def _whole(values: np.ndarray) -> Column:
+    return lambda rows: values[rows]
+
+
+def _log_intensity(values: np.ndarray) -> np.ndarray:
+    result: np.ndarray = np.log1p(np.maximum(values.astype(np.float32), 0)) / np.float32(np.log(65536))
+    return result
