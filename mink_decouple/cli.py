@@ -173,6 +173,23 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"wrote {args.output / 'manifest.json'}")
 
 
+def check(args: argparse.Namespace) -> None:
+    """Look at every scene before training: what would stop it, what would spoil its figures, what to know of."""
+    from mink_decouple.data.check_report import as_data, describe, lines
+    from mink_decouple.engine.check import check_data
+    from mink_decouple.engine.runtime import write_json
+
+    report = check_data(_config(args))
+    print(describe(report), flush=True)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, as_data(report))
+        print(f"wrote {args.output}", flush=True)
+    errors = lines(report.of("error"))
+    if errors:
+        raise ValueError("\n".join(errors))
+
+
 def _present(result: Result, output: Path) -> None:
     """The table on the terminal; pictures of the scores and of one scene, and that scene as coloured clouds."""
     from mink_decouple.metrics import table
@@ -294,6 +311,14 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
 
 
+def _check(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _budget(parser)
+    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
+    parser.add_argument("--recipe", help="a name in configs/recipes, or a file")
+    parser.add_argument("--output", type=Path, help="a .json file to write all findings and numbers to")
+
+
 Configure = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (_train, train),
@@ -304,4 +329,5 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "submit": (_submit, submit),
     "pool": (_pool, pool),
     "prepare": (_prepare, prepare),
+    "check": (_check, check),
 }

@@ -61,6 +61,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """A progress bar on a terminal, silence elsewhere."""
-    yield from tqdm(items, desc=label, total=total, leave=False, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+def progress(items: Iterable[T], label: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
+    """A progress bar on a terminal, `delay` seconds after the start, silence elsewhere."""
+    quiet = not sys.stderr.isatty()
+    yield from tqdm(items, desc=label, total=total, leave=False, disable=quiet, dynamic_ncols=True, delay=delay)
