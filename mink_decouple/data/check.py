@@ -137,11 +137,13 @@ def _grid(stats: SceneStats, wanted: Wanted) -> Iterator[Finding]:
         yield Finding("error", "grid", stats.name, found, advice)
     elif stats.cells >= 0.95 * different and different >= 1000:
         found = (
-            f"{stats.cells / different:.0%} of the points have a cell of {wanted.grid:g} m to themselves; they lie "
-            f"{stats.spacing:.2g} m apart"
+            f"nearly every point has a cell of {wanted.grid:g} m to itself ({stats.cells / different:.0%} as many cells "
+            f"as points, which lie {stats.spacing:.2g} m apart)"
         )
         level = "warning" if stats.spacing > 3 * wanted.grid else "note"
-        yield Finding(level, "grid", stats.name, found, f"a data.grid of {2 * stats.spacing:.2g} m would join neighbours")
+        yield Finding(
+            level, "grid", stats.name, found, f"a data.grid of {2 * stats.spacing:.2g} m would join neighbours"
+        )
 
 
 def _labels(stats: SceneStats, split: str, wanted: Wanted) -> Iterator[Finding]:

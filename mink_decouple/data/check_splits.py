@@ -54,7 +54,9 @@ def _class_findings(splits: Splits, classes: Sequence[str], wanted: Wanted) -> I
         missing = ", ".join(name for name, count in zip(classes, counts) if count == 0)
         if missing and split == wanted.train:
             level = "error" if wanted.all_classes else "warning"
-            advice = "label some, or leave the class out of the classes" if wanted.all_classes else "it cannot be learnt"
+            advice = (
+                "label some, or leave the class out of the classes" if wanted.all_classes else "it cannot be learnt"
+            )
             yield Finding(level, "classes", "", f"no point of class {missing} in '{split}'", advice)
         elif missing:
             found = f"no point of class {missing} in '{split}'"

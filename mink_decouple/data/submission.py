@@ -19,7 +19,7 @@ _BLOCK = 1 << 20
 
 def write_submission(
     dataset: str,
-    predictions: Iterable[tuple[str, np.ndarray]],
+    predictions: Iterable[tuple[str, np.ndarray | Iterable[np.ndarray]]],
     points: Mapping[str, int],
     path: Path,
     classes: Classes,
@@ -29,7 +29,8 @@ def write_submission(
 
     Args:
         dataset: `scannet`, `semantic3d`, `semantickitti`, or `semantic-8` or `reduced-8`.
-        predictions: (scene, (N,) integer train ids) in any order; one scene is in memory at a time.
+        predictions: (scene, (N,) integer train ids, or blocks of them in the order of the points), the scenes in any
+            order; one array or block is in memory at a time.
         points: scene -> N, the points of its raw file. Its keys are looked at before the first prediction is asked for.
         path: the zip.
         classes: train id -> raw id, by `Classes.decode`.
@@ -57,9 +58,9 @@ def write_submission(
                 if scene in done or scene not in entries:
                     what = "is given twice" if scene in done else "is not among the test scenes"
                     raise ValueError(f"{server.name}: the prediction of {scene!r} {what}")
-                raw = _raw_ids(server, scene, train, points[scene], classes)
+                blocks = [train] if isinstance(train, np.ndarray) else train
                 with archive.open(_info(entries[scene]), "w", force_zip64=True) as file:
-                    _write_ids(file, raw, server.binary)
+                    _write_scene(file, server, scene, blocks, points[scene], classes)
                 done.add(scene)
         missing = [scene for scene in entries if scene not in done]
         if missing:
@@ -102,15 +103,31 @@ def _info(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _raw_ids(server: Server, scene: str, train: np.ndarray, count: int, classes: Classes) -> np.ndarray:
-    """(N,) int64 ids of the benchmark."""
-    train = np.asarray(train)
-    if train.shape != (count,) or train.dtype.kind not in "iu":
-        raise ValueError(
-            f"{server.name}: {scene!r} needs ({count},) whole numbers, found {train.shape} {train.dtype.name}"
-        )
-    if count == 0 or train.min() < 0 or train.max() >= len(classes):
-        found = f"{int(train.min())}..{int(train.max())}" if count else "no points"
+def _write_scene(
+    file: IO[bytes], server: Server, scene: str, blocks: Iterable[np.ndarray], count: int, classes: Classes
+) -> None:
+    """Write the ids of the benchmark for the (n,) train ids of each block; together they are `count`."""
+    written = 0
+    for block in blocks:
+        train = np.asarray(block)
+        if train.ndim != 1 or written + len(train) > count or train.dtype.kind not in "iu":
+            where = f" after {written} others" if written else ""
+            raise ValueError(
+                f"{server.name}: {scene!r} needs ({count},) whole numbers, found {train.shape} {train.dtype.name}{where}"
+            )
+        if len(train):
+            _write_ids(file, _raw_ids(server, scene, train, classes), server.binary)
+        written += len(train)
+    if written < count:
+        raise ValueError(f"{server.name}: {scene!r} needs ({count},) whole numbers, found ({written},)")
+    if count == 0:
+        raise ValueError(f"{server.name}: {scene!r} needs a class for every point, found no points")
+
+
+def _raw_ids(server: Server, scene: str, train: np.ndarray, classes: Classes) -> np.ndarray:
+    """(n,) int64 ids of the benchmark for n > 0 train ids."""
+    if train.min() < 0 or train.max() >= len(classes):
+        found = f"{int(train.min())}..{int(train.max())}"
         raise ValueError(f"{server.name}: {scene!r} needs a class 0..{len(classes) - 1} for every point, found {found}")
     raw = classes.decode(train)
     wrong = sorted(set(np.unique(raw).tolist()) - server.ids)

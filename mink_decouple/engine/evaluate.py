@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,15 @@ def evaluate_checkpoint(
     return result
 
 
+def predict_blocks(
+    model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device
+) -> Iterator[np.ndarray]:
+    """Train ids of the raw points of a scene in their order, (n,) int64 of `scenes.BLOCK_POINTS` at a time."""
+    best = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
+    for points in scene.point_blocks():
+        yield best[points]
+
+
 def predict_raw(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
     """(N,) int64 train ids of every raw point of a scene."""
-    ids: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)[
-        scene.grid.inverse
-    ]
-    return ids
+    return np.concatenate([np.empty(0, np.int64), *predict_blocks(model, config, scene, classes, device)])

@@ -155,12 +155,18 @@ class Scene:
         """(C,) int64 grid points of each true class. For reports only."""
         return class_counts(self.truth, classes)
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Grid point and true train id of the raw points of a labelled scene, some (n,) int64 at a time."""
+    def point_blocks(self) -> Iterator[np.ndarray]:
+        """Grid point of the raw points, some (n,) int64 at a time."""
         inverse = self.grid.inverse
         for begin in range(0, len(inverse), BLOCK_POINTS):
-            rows = slice(begin, begin + BLOCK_POINTS)
-            yield inverse[rows], self.source.labels(rows)
+            yield inverse[begin : begin + BLOCK_POINTS]
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Grid point and true train id of the raw points of a labelled scene, some (n,) int64 at a time."""
+        begin = 0
+        for points in self.point_blocks():
+            yield points, self.source.labels(slice(begin, begin + len(points)))
+            begin += len(points)
 
 
 def prepare(cloud: PointCloud, config: Config) -> Scene:
@@ -171,10 +177,14 @@ def prepare(cloud: PointCloud, config: Config) -> Scene:
 def load_split(config: Config, dataset: Any, split: str) -> list[Scene]:
     """Every scene of a split; those of a prepared dataset stay on disk."""
     names = progress(dataset.scenes(split), f"loading {split}")
+    return [load_scene(config, dataset, name) for name in names]
+
+
+def load_scene(config: Config, dataset: Any, name: str) -> Scene:
+    """One scene, nothing visible yet; that of a prepared dataset stays on disk."""
     if isinstance(dataset, PreparedDataset):
-        size = config.data.grid
-        return [Scene(Stored(dataset, name, ready_grid(dataset, name, config), size)) for name in names]
-    return [prepare(dataset.load(name), config) for name in names]
+        return Scene(Stored(dataset, name, ready_grid(dataset, name, config), config.data.grid))
+    return prepare(dataset.load(name), config)
 
 
 def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:

@@ -11,22 +11,33 @@ import torch
 from mink_decouple import config as configuration
 from mink_decouple.config import Config
 from mink_decouple.data import Dataset
+from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.data.submission import write_submission
 from mink_decouple.data.submission_servers import SERVERS, find_server, match_scenes
 from mink_decouple.engine import checkpoint
-from mink_decouple.engine.evaluate import predict_raw, restore
+from mink_decouple.engine.evaluate import predict_blocks, restore
 from mink_decouple.engine.events import progress
-from mink_decouple.engine.scenes import open_dataset, prepare
+from mink_decouple.engine.scenes import load_scene, open_dataset
 from mink_decouple.models.segmenter import Segmenter
 
 
 def predictions(
     model: Segmenter, config: Config, dataset: Dataset, names: Sequence[str], device: torch.device
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(scene, (N,) train ids of its raw points), one scene in memory at a time."""
+) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+    """(scene, blocks of (n,) train ids of its raw points in their order), one scene at a time.
+
+    Of a scene of a prepared dataset the grid cloud's probabilities are in memory, its raw points and the way back to
+    them on disk.
+    """
     for name in progress(names, "predicting"):
-        scene = prepare(dataset.load(name), config)
-        yield name, predict_raw(model, config, scene, len(dataset.classes), device)
+        yield name, predict_blocks(model, config, load_scene(config, dataset, name), len(dataset.classes), device)
+
+
+def count_points(dataset: Dataset, names: Sequence[str]) -> dict[str, int]:
+    """Raw points of every scene; the manifest of a prepared dataset knows them."""
+    if isinstance(dataset, PreparedDataset):
+        return {name: dataset.record(name).points for name in names}
+    return {name: len(dataset.load(name)) for name in progress(names, "counting")}
 
 
 def submit_checkpoint(
@@ -70,7 +81,7 @@ def submit_checkpoint(
         wanted = find_server(server, names)
         names = [name for name in names if wanted.entry(name) in wanted.entries]
     match_scenes(wanted, names)
-    points = {name: len(dataset.load(name)) for name in progress(names, "counting")}
+    points = count_points(dataset, names)
     model = restore(state, own, device)
     found = predictions(model, own, dataset, names, device)
     write_submission(wanted.name, found, points, output, dataset.classes, description)
