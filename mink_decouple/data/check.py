@@ -106,7 +106,7 @@ def _coordinates(stats: SceneStats, wanted: Wanted) -> Iterator[Finding]:
             "precision",
             stats.name,
             f"x and y come in steps of {stats.step:g} m",
-            "digits were lost in float16, or in float32 with projected coordinates; export it again in double precision",
+            "digits were lost, in float16 or in float32 of projected coordinates; export it again as float64",
         )
 
 
@@ -137,8 +137,8 @@ def _grid(stats: SceneStats, wanted: Wanted) -> Iterator[Finding]:
         yield Finding("error", "grid", stats.name, found, advice)
     elif stats.cells >= 0.95 * different and different >= 1000:
         found = (
-            f"nearly every point has a cell of {wanted.grid:g} m to itself ({stats.cells / different:.0%} as many cells "
-            f"as points, which lie {stats.spacing:.2g} m apart)"
+            f"nearly every point has a cell of {wanted.grid:g} m to itself: {stats.cells:,} cells for {different:,.0f} "
+            f"points {stats.spacing:.2g} m apart"
         )
         level = "warning" if stats.spacing > 3 * wanted.grid else "note"
         yield Finding(

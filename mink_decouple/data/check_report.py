@@ -164,7 +164,7 @@ def _numbers(values: np.ndarray) -> list[float] | None:
 
 
 def _split_table(report: Report) -> list[str]:
-    rows = [("split", "scenes", "points", "labelled", "ignored", "imbalance")]
+    rows: list[tuple[str, ...]] = [("split", "scenes", "points", "labelled", "ignored", "imbalance")]
     for split, scenes in report.splits.items():
         data = _split_data(scenes, report.classes)
         ratio = "-" if data["imbalance"] is None else f"{data['imbalance']:,.1f}"

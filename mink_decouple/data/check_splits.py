@@ -54,9 +54,7 @@ def _class_findings(splits: Splits, classes: Sequence[str], wanted: Wanted) -> I
         missing = ", ".join(name for name, count in zip(classes, counts) if count == 0)
         if missing and split == wanted.train:
             level = "error" if wanted.all_classes else "warning"
-            advice = (
-                "label some, or leave the class out of the classes" if wanted.all_classes else "it cannot be learnt"
-            )
+            advice = "label some, or take it out of the classes" if wanted.all_classes else "nothing can learn it"
             yield Finding(level, "classes", "", f"no point of class {missing} in '{split}'", advice)
         elif missing:
             found = f"no point of class {missing} in '{split}'"
@@ -126,7 +124,7 @@ def _pairs(left: Sequence[SceneStats], right: Sequence[SceneStats]) -> Iterator[
         hits = [owner[begin[at] : end[at]] for at in np.flatnonzero(end > begin)]
         if hits:
             counts = np.bincount(np.concatenate(hits), minlength=len(right))
-            yield from ((a, right[index]) for index in np.flatnonzero(counts >= LEAST_COMMON))
+            yield from ((a, right[int(index)]) for index in np.flatnonzero(counts >= LEAST_COMMON))
 
 
 def _box_share(a: SceneStats, b: SceneStats) -> float:

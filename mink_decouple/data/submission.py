@@ -111,10 +111,8 @@ def _write_scene(
     for block in blocks:
         train = np.asarray(block)
         if train.ndim != 1 or written + len(train) > count or train.dtype.kind not in "iu":
-            where = f" after {written} others" if written else ""
-            raise ValueError(
-                f"{server.name}: {scene!r} needs ({count},) whole numbers, found {train.shape} {train.dtype.name}{where}"
-            )
+            found = f"{train.shape} {train.dtype.name}" + (f" after {written} others" if written else "")
+            raise ValueError(f"{server.name}: {scene!r} needs ({count},) whole numbers, found {found}")
         if len(train):
             _write_ids(file, _raw_ids(server, scene, train, classes), server.binary)
         written += len(train)

@@ -137,6 +137,33 @@ def test_one_scene_is_in_memory_at_a_time_and_equal_predictions_are_equal_files(
 FIRST = next(iter(REDUCED))
 
 
+@pytest.mark.usefixtures("short_sequences")
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_give_the_file_of_the_whole_array(tmp_path: Path, case: str) -> None:
+    predictions, points, _, classes = draw(case)
+    write_submission(case, predictions.items(), points, tmp_path / "whole.zip", classes)
+    blocks = ((scene, iter([train[:2], train[2:2], train[2:]])) for scene, train in predictions.items())
+    write_submission(case, blocks, points, tmp_path / "blocks.zip", classes)
+    assert (tmp_path / "whole.zip").read_bytes() == (tmp_path / "blocks.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda t: [t, t[:1]], r"whole numbers, found \(1,\) \w+ after \d+ others"),
+        (lambda t: [t[:-1]], r"whole numbers, found \(\d+,\)$"),
+        (lambda t: [t[:1], t[1:] + 8], r"needs a class 0\.\.7 for every point"),
+        (lambda t: [], r"whole numbers, found \(0,\)"),
+    ],
+)
+def test_wrong_blocks_are_refused_and_leave_nothing(tmp_path: Path, cut: Callable, words: str) -> None:
+    predictions, points, _, classes = draw("reduced-8")
+    blocks = [(scene, cut(train) if scene == FIRST else [train]) for scene, train in predictions.items()]
+    with pytest.raises(ValueError, match=words):
+        write_submission("reduced-8", blocks, points, tmp_path / "a.zip", classes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def change(mapping: dict, key: str, value: object = None) -> dict:
     return {k: v for k, v in {**mapping, key: value}.items() if v is not None}
 

@@ -10,7 +10,10 @@ import yaml
 
 from mink_decouple.cli import main
 from mink_decouple.config import loads
+from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.folder import FolderDataset
+from mink_decouple.data.prepare import prepare as prepare_folder
+from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import predict_raw, restore
 from mink_decouple.engine.scenes import prepare
@@ -86,6 +89,27 @@ def test_the_zip_holds_the_prediction_of_every_raw_point(run, tmp_path):
             assert len(found) == len(cloud) and found == [[1, 2, 7][i] for i in expected]
     before = output.read_bytes()
     assert submit(run, output, "--server", "reduced-8") == 2 and output.read_bytes() == before
+
+
+def test_scenes_of_a_prepared_folder_are_predicted_from_disk_in_blocks(run, tmp_path, monkeypatch):
+    prepare_folder(ADAPTERS["folder"], run / "rooms", tmp_path / "prepared", workers=1)
+    state = checkpoint.load(run / "run" / "checkpoints" / "last.pt")
+    config = loads(state["config"])
+    model = restore(state, config, torch.device("cpu"))
+    dataset = PreparedDataset(tmp_path / "prepared")
+    clouds = {name: dataset.load(name) for name in STATIONS}
+
+    def refuse(self, name):
+        raise AssertionError(f"{name} was read into memory")
+
+    monkeypatch.setattr(PreparedDataset, "load", refuse)
+    monkeypatch.setattr("mink_decouple.engine.scenes.BLOCK_POINTS", 17)
+    output = tmp_path / "submission.zip"
+    assert submit(run, output, "--server", "reduced-8", "--set", f"data.root={tmp_path / 'prepared'}") == 0
+    with zipfile.ZipFile(output) as archive:
+        for name, file in STATIONS.items():
+            expected = predict_raw(model, config, prepare(clouds[name], config), 3, torch.device("cpu"))
+            assert [int(line) for line in archive.read(file).split()] == [[1, 2, 7][i] for i in expected]
 
 
 def test_what_cannot_be_submitted_is_named_and_leaves_nothing(run, tmp_path, capsys):
