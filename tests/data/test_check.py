@@ -1,6 +1,7 @@
 """Every finding is planted into a clean room and found, alone; the numbers are those of NumPy on the whole cloud."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -238,6 +239,29 @@ def test_beyond_the_limits_numbers_are_estimates_that_say_so(monkeypatch):
     assert got.spacing == pytest.approx(whole.spacing, rel=0.5)
     (finding,) = scene_findings(got, "train", WANTED)
     assert f"seen on one point in {got.duplicates_seen}" in finding.found
+
+
+def test_memory_does_not_grow_with_the_points(monkeypatch):
+    monkeypatch.setattr(scene_stats, "BLOCK_POINTS", 2000)
+    monkeypatch.setattr(scene_stats, "EXACT_POINTS", 2000)
+    monkeypatch.setattr(scene_stats, "EXACT_CELLS", 2000)
+    monkeypatch.setattr(scene_stats, "LOOK_POINTS", 2000)
+
+    def peak(points):
+        coords = np.random.default_rng(0).uniform(0, 50, (points, 3)).astype(np.float32)
+        scene = View(
+            "s", coords, np.zeros(3), {"z": lambda rows: coords[rows, 2]}, lambda rows: np.ones(2000, np.int64)
+        )
+        tracemalloc.start()
+        try:
+            measure(scene, 0.1, 3)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10_000)  # compiles
+    small, large = peak(20_000), peak(400_000)
+    assert large < 1.5 * small and large < 400_000 * 4
 
 
 def test_missing_classes_and_imbalance_are_found_by_split():
