@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -107,17 +108,11 @@ class SceneStats:
 def view_of(scene: PointCloud | StoredScene) -> View:
     """A cloud in memory or a stored scene, as `measure` reads it."""
     if isinstance(scene, StoredScene):
-        stored = scene
-        columns = {key: _stored(stored, key) for key in stored.features}
-        return View(scene.name, scene.coords, scene.offset, columns, stored.labels if stored.labelled else None)
+        columns: dict[str, Column] = {key: partial(scene.feature, key) for key in scene.features}
+        return View(scene.name, scene.coords, scene.offset, columns, scene.labels if scene.labelled else None)
     columns = {key: column.__getitem__ for key, column in scene.features.items()}
-    return View(
-        scene.name, scene.coords, scene.offset, columns, None if scene.labels is None else scene.labels.__getitem__
-    )
-
-
-def _stored(scene: StoredScene, key: str) -> Column:
-    return lambda rows: scene.feature(key, rows)
+    labels = None if scene.labels is None else scene.labels.__getitem__
+    return View(scene.name, scene.coords, scene.offset, columns, labels)
 
 
 def measure(view: View, grid: float, classes: int, lowest: np.ndarray | None = None) -> SceneStats:
@@ -141,13 +136,12 @@ def measure(view: View, grid: float, classes: int, lowest: np.ndarray | None = N
     tally = np.zeros(classes + 2, np.int64)
     bad, total = 0, 0
     for rows in _slices(count):
-        coords = view.coords[rows]
-        finite = np.isfinite(coords).all(axis=1)
-        bad += int(len(coords) - finite.sum())
-        coords = coords[finite] + np.float32(0)  # -0 becomes 0
+        coords = _finite(view.coords[rows])
+        bad += rows.stop - rows.start - len(coords)
         if len(coords):
-            low, high = np.minimum(low, coords.min(axis=0)), np.maximum(high, coords.max(axis=0))
-            exact.add(hash_rows(coords.view(np.int32)))
+            low = np.minimum(low, [column.min() for column in coords.T])
+            high = np.maximum(high, [column.max() for column in coords.T])
+            exact.add(_exact(coords))
             cells.add(hash_values(cell_keys(coords, grid, origin)))
             keys = hash_rows(np.rint((coords + view.offset) * 1000.0).astype(np.int64))
             world.add(keys)
@@ -159,8 +153,7 @@ def measure(view: View, grid: float, classes: int, lowest: np.ndarray | None = N
             known = (labels >= -1) & (labels < classes)
             tally += np.bincount(np.where(known, labels + 1, classes + 1), minlength=classes + 2)
     different = exact.sample()
-    look = view.coords[:: max(-(-count // LOOK_POINTS), 1)]
-    look = look[np.isfinite(look).all(axis=1)]
+    look = _finite(view.coords[:: max(-(-count // LOOK_POINTS), 1)])
     return SceneStats(
         name=view.name,
         points=count,
@@ -202,6 +195,20 @@ class _Column:
         return ColumnStats(self.width, 0.0 if empty else self.low, 0.0 if empty else self.high, self.bad)
 
 
+def _finite(coords: np.ndarray) -> np.ndarray:
+    """The rows of (n, 3) float32 without NaN or infinite entries."""
+    # The sum of finite float32 values is finite in float64, so the common case needs no mask.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(coords.sum(dtype=np.float64)):
+            return coords
+    return coords[np.isfinite(coords).all(axis=1)]
+
+
+def _exact(coords: np.ndarray) -> np.ndarray:
+    """(n,) uint64 hashes of the bits of (n, 3) float32; -0 counts as 0."""
+    return hash_rows((coords + np.float32(0)).view(np.int32))
+
+
 def _slices(count: int) -> Iterator[slice]:
     for begin in range(0, count, BLOCK_POINTS):
         yield slice(begin, min(begin + BLOCK_POINTS, count))
@@ -211,9 +218,7 @@ def _lowest(coords: np.ndarray) -> np.ndarray:
     """(3,) float32 corner of the finite coordinates; zero where there are none."""
     lowest = np.full(3, np.inf, np.float32)
     for rows in _slices(len(coords)):
-        block = coords[rows]
-        block = block[np.isfinite(block).all(axis=1)]
-        lowest = np.minimum(lowest, block.min(axis=0, initial=np.inf))
+        lowest = np.minimum(lowest, [column.min(initial=np.inf) for column in _finite(coords[rows]).T])
     return lowest if np.isfinite(lowest).all() else np.zeros(3, np.float32)
 
 
@@ -222,7 +227,7 @@ def _spacing(look: np.ndarray, count: int) -> float:
 
     Of `count` points on surfaces only those of `look` are searched, and the distances shrink by the root of the share.
     """
-    different = np.unique(look, axis=0)
+    different = look[np.unique(_exact(look), return_index=True)[1]]
     if len(different) < 2:
         return 0.0
     distance = cKDTree(different).query(different, k=2)[0][:, 1]
