@@ -1,7 +1,9 @@
 """`check` over folders, prepared folders and the embedded dataset: what it finds, what it writes, how it ends."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,21 @@ from mink_decouple.config import merge
 from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.prepare import prepare
 from mink_decouple.engine.check import check_data, what_is_wanted
+
+SAMPLES = Path(os.environ.get("MINK_DECOUPLE_SAMPLES", Path(__file__).resolve().parents[3] / "shared" / "data"))
+# Of published counts: (scene, grid in metres, points, ignored points, cells, points of some classes)
+REAL = {
+    "s3dis/Stanford3dDataset_v1.2_Aligned_Version": (
+        "Area_3_hallway_3",
+        0.04,
+        175_075,
+        0,
+        11_731,
+        {"ceiling": 34_283, "floor": 33_948, "door": 35_890},
+    ),
+    "scannet": ("scene0000_00", 0.04, 81_369, 21_917, None, {"wall": 13_899, "curtain": 5_519, "sink": 362}),
+    "semantickitti": ("00_000000", 0.06, 124_668, 4_886, 83_891, {"road": 35_281, "car": 4_234, "motorcyclist": 88}),
+}
 
 
 @pytest.fixture
@@ -182,3 +199,20 @@ def test_the_embedded_dataset_is_clean(make_config, tmp_path, monkeypatch):
     data = {"dataset": "synthetic", "root": None, "synthetic": synthetic, "grid": 0.2}
     findings = check_data(make_config(data=data)).findings
     assert {finding.kind for finding in findings} <= {"classes", "imbalance"}  # so few rooms lack some classes
+
+
+@pytest.mark.parametrize("sample", REAL)
+def test_the_golden_numbers_of_real_scenes(make_config, tmp_path, sample):
+    if not (SAMPLES / sample).is_dir():
+        pytest.skip(f"no sample at {SAMPLES / sample}; set MINK_DECOUPLE_SAMPLES")
+    name, grid, points, ignored, cells, counts = REAL[sample]
+    dataset = sample.split("/", maxsplit=1)[0]
+    prepare(ADAPTERS[dataset], SAMPLES / sample, tmp_path / "out", workers=1, scenes=[name])
+    splits = {"train": [name], "val": []}
+    data = {"dataset": dataset, "root": str(tmp_path / "out"), "splits": splits, "eval_split": "train", "grid": grid}
+    report = check_data(make_config(data={**data, "features": ["height"]}))
+    (scene,) = report.splits["train"]
+    assert (scene.points, scene.ignored, scene.bad, scene.strange) == (points, ignored, 0, 0)
+    assert cells is None or scene.cells == cells
+    assert {key: scene.labelled[report.classes.index(key)] for key in counts} == counts
+    assert report.of("error") == []
