@@ -9,7 +9,7 @@
 #
 # The interpreter is $PYTHON, else the active virtual environment's, else .venv's beside this checkout, else python3.
 # More settings, by environment variable:
-#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each)
+#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each, 3.8 with CUDA)
 #   CUDA_HOME             the CUDA toolkit (default: the one of nvcc, else /usr/local/cuda)
 #   TORCH_CUDA_ARCH_LIST  GPU architectures, e.g. "8.0 9.0" (default: that of the GPU here)
 #   MINKOWSKI_CACHE       where built wheels are kept (default: ~/.cache/mink_decouple/minkowski)
@@ -154,9 +154,10 @@ build() {
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --target "$work/tools" setuptools wheel ninja ||
         fail "could not install setuptools, wheel and ninja for the build"
 
-    local cores memory jobs options=(--blas=openblas --cpu_only)
+    local cores memory jobs each=2.4 options=(--blas=openblas --cpu_only)
+    [[ $target = cpu ]] || each=3.8
     cores=$(nproc)
-    memory=$(awk '/MemAvailable/ {print int($2 / 1024 / 1024 / 2.4)}' /proc/meminfo 2>/dev/null || echo 1)
+    memory=$(awk -v each=$each '/MemAvailable/ {print int($2 / 1024 / 1024 / each)}' /proc/meminfo 2>/dev/null || echo 1)
     jobs=${MAX_JOBS:-$((memory < 1 ? 1 : memory < cores ? memory : cores))}
     if [[ $target = cuda ]]; then
         options=(--blas=openblas --force_cuda)
@@ -202,7 +203,7 @@ explain() {  # what the compiler's last words mean for the person who reads them
     mkdir -p "$cache" && cp "$1" "$kept"
     grep -E -m 5 '(error|Error|Killed|fatal)' "$kept" >&2 || tail -n 15 "$kept" >&2
     if grep -qE 'Killed|cannot allocate memory|out of memory' "$kept"; then
-        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job); log: $kept"
+        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job, 3.8 with CUDA); log: $kept"
     elif grep -q 'unsupported GNU version' "$kept"; then
         fail "this compiler is too new for this CUDA toolkit: set CC and CXX to an older one (e.g. CXX=g++-12); log: $kept"
     elif grep -q 'Unsupported gpu architecture' "$kept"; then
