@@ -207,6 +207,13 @@ def test_only_the_override_asks_for_a_gpu() -> None:
     for service in ("train", "test", "shell"):
         device = GPU["services"][service]["deploy"]["resources"]["reservations"]["devices"][0]
         assert device["capabilities"] == ["gpu"]
+    assert "deploy" not in GPU["services"]["tensorboard"]
+
+
+def test_the_override_changes_the_image_of_every_service() -> None:
+    assert GPU["services"].keys() == COMPOSE["services"].keys()
+    for service in GPU["services"].values():
+        assert service["image"] == "mink_decouple:cuda" and service["build"]["target"] == "cuda"
 
 
 def test_compose_has_the_services_and_no_version_key() -> None:
