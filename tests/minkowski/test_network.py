@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import CASES, draw_voxels
+from paired_voxels import CASES, draw_voxels
 from torch import Tensor, nn
 
 from mink_decouple.models.segmenter import Segmenter, build_model
