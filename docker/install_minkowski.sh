@@ -129,6 +129,7 @@ if [[ -z $force && -z $wheel_only ]] && said=$(works 2>/dev/null); then
     exit 0
 fi
 
+[[ $(uname -s) = Linux ]] || fail "$(uname -s): MinkowskiEngine builds on Linux only; use Docker (docs/docker.md), or model.engine native"
 key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
 arch=${TORCH_CUDA_ARCH_LIST:-}
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
@@ -141,6 +142,7 @@ build() {
     includes=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     [[ -f $includes/Python.h ]] || needs="the headers of $("$PYTHON" --version) (Debian: apt-get install python3-dev)"
     [[ -z ${CONDA_PREFIX:-} ]] || export CPATH=${CPATH:+$CPATH:}$CONDA_PREFIX/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$CONDA_PREFIX/lib
+    [[ ! -d /usr/include/openblas ]] || export CPATH=${CPATH:+$CPATH:}/usr/include/openblas  # Fedora's place of it
     printf '#include <cblas.h>\nint main() { return 0; }\n' >"$work/blas.cpp"
     "$compiler" "$work/blas.cpp" -lopenblas -o "$work/blas" 2>/dev/null ||
         needs="${needs:+$needs, and }OpenBLAS with its headers (Debian: apt-get install libopenblas-dev; Fedora: dnf install openblas-devel; conda: conda install -c conda-forge openblas)"
