@@ -45,19 +45,25 @@ if [[ -z ${PYTHON:-} ]]; then
     fi
 fi
 command -v "$PYTHON" >/dev/null || fail "$PYTHON: not found; set PYTHON to the interpreter of your environment"
+PYTHON=$(command -v "$PYTHON")
+[[ $PYTHON = /* ]] || PYTHON=$PWD/$PYTHON  # the build runs in folders of its own
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$("$PYTHON" --version) is too old: 3.10 or newer is needed"
 read -r torch torch_cuda tag < <("$PYTHON" - <<'PY'
 import sys
 
 try:
     import torch
-except ImportError:
+except ModuleNotFoundError:
     print("missing")
+except Exception as error:  # a broken installation fails in its own ways
+    print("broken", "-", " ".join(str(error).split())[:160])
 else:
     print(torch.__version__, torch.version.cuda or "none", f"cp{sys.version_info[0]}{sys.version_info[1]}")
 PY
 ) || true
 [[ $torch != missing ]] || fail "torch is missing in $PYTHON: install it first ($PYTHON -m pip install torch), then run this again"
+[[ -n $torch && $torch != broken ]] || fail "torch does not import in $PYTHON (${tag:-no answer}): install it anew, then run this again"
+"$PYTHON" -m pip --version >/dev/null 2>&1 || fail "pip is missing in $PYTHON: $PYTHON -m ensurepip, or uv pip install pip"
 
 # Which build: the libraries that torch was built with decide, not the GPU, so that an image can be built without one.
 cuda_home=''
@@ -123,6 +129,7 @@ if [[ -z $force && -z $wheel_only ]] && said=$(works 2>/dev/null); then
     exit 0
 fi
 
+[[ $(uname -s) = Linux ]] || fail "$(uname -s): MinkowskiEngine builds on Linux only; use Docker (docs/docker.md), or model.engine native"
 key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
 arch=${TORCH_CUDA_ARCH_LIST:-}
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
@@ -135,6 +142,7 @@ build() {
     includes=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     [[ -f $includes/Python.h ]] || needs="the headers of $("$PYTHON" --version) (Debian: apt-get install python3-dev)"
     [[ -z ${CONDA_PREFIX:-} ]] || export CPATH=${CPATH:+$CPATH:}$CONDA_PREFIX/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$CONDA_PREFIX/lib
+    [[ ! -d /usr/include/openblas ]] || export CPATH=${CPATH:+$CPATH:}/usr/include/openblas  # Fedora's place of it
     printf '#include <cblas.h>\nint main() { return 0; }\n' >"$work/blas.cpp"
     "$compiler" "$work/blas.cpp" -lopenblas -o "$work/blas" 2>/dev/null ||
         needs="${needs:+$needs, and }OpenBLAS with its headers (Debian: apt-get install libopenblas-dev; Fedora: dnf install openblas-devel; conda: conda install -c conda-forge openblas)"
@@ -167,7 +175,7 @@ build() {
         export CPATH
         cuda_libraries
     fi
-    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo 12 || echo 5) minutes on two cores; log: $log"
+    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo "12 minutes for each architecture" || echo "5 minutes") on two cores; log: $log"
     local started=$SECONDS
     if ! (cd "$source" && PYTHONPATH=$work/tools PATH=$work/tools/bin:$PATH MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
         "$PYTHON" setup.py bdist_wheel --dist-dir "$work/dist" "${options[@]}") >"$log" 2>&1; then
@@ -175,7 +183,8 @@ build() {
     fi
     mkdir -p "$folder"
     wheel=$folder/$(basename "$work"/dist/*.whl)
-    cp "$work"/dist/*.whl "$wheel.part" && mv "$wheel.part" "$wheel"
+    cp "$work"/dist/*.whl "$wheel.part"
+    mv "$wheel.part" "$wheel"
     say "built $wheel in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 }
 
@@ -185,13 +194,13 @@ cuda_libraries() {
     local site header library
     site=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     for header in cusparse cublas_v2 curand cusolverDn; do
-        found=$(find "$site/nvidia" -name "$header.h" 2>/dev/null | head -n 1)
+        found=$(find "$site/nvidia" -name "$header.h" 2>/dev/null | head -n 1) || true
         [[ -n $found ]] || fail "$header.h: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         CPATH=${CPATH:+$CPATH:}$(dirname "$found")
     done
     mkdir -p "$work/lib"
     for library in cusparse cudart; do
-        found=$(find "$cuda_home/" "$site/nvidia" -name "lib$library.so*" 2>/dev/null | head -n 1)
+        found=$(find "$cuda_home/" "$site/nvidia" -name "lib$library.so*" 2>/dev/null | head -n 1) || true
         [[ -n $found ]] || fail "lib$library.so: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         ln -sf "$found" "$work/lib/lib$library.so"
     done

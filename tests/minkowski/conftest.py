@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from parity_cases import CASES, draw_voxels
+from paired_voxels import CASES, draw_voxels
 from torch import Tensor
 
 from mink_decouple.sparse.engines import Engine, engine

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from parity_cases import CASES, draw_voxels
+from paired_voxels import CASES, draw_voxels
 from torch import Tensor, nn
 
 from mink_decouple.models.segmenter import Segmenter, build_model
@@ -53,7 +53,7 @@ def gradients(name: str, variant: str, batch: Batch, dtype: torch.dtype, trainin
     """Logits, and the gradient of a loss by every input and weight."""
     target = torch.randint(0, CLASSES, (len(batch.voxels),), generator=torch.Generator().manual_seed(2))
     model = build(variant, name).to(dtype).train(training)
-    inputs = Batch(batch.voxels, batch.feats.to(dtype).requires_grad_())
+    inputs = Batch(batch.voxels, batch.feats.to(dtype, copy=True).requires_grad_())
     logits = model(inputs)
     nn.functional.cross_entropy(logits, target).backward()
     found = {key: parameter.grad for key, parameter in model.named_parameters()}

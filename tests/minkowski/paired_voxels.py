@@ -1,4 +1,4 @@
-"""The voxels on which both engines are compared: surfaces, scattered and negative ones, 1 to 4 clouds a batch."""
+"""Voxels on which both engines are compared."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,6 @@ CASES = [(kind, items) for kind in KINDS for items in (1, 2, 3, 4)]
 
 
 def draw_voxels(kind: str, items: int) -> Tensor:
-    """(N, 4) int32 distinct voxels ``[batch, x, y, z]`` in random row order."""
     generator = torch.Generator().manual_seed(items)
     found = KINDS[kind](items, generator).int()
     return found[torch.randperm(len(found), generator=generator)]
