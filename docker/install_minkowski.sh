@@ -9,7 +9,7 @@
 #
 # The interpreter is $PYTHON, else the active virtual environment's, else .venv's beside this checkout, else python3.
 # More settings, by environment variable:
-#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each, 3.8 with CUDA)
+#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each, 4 with CUDA)
 #   CUDA_HOME             the CUDA toolkit (default: the one of nvcc, else /usr/local/cuda)
 #   TORCH_CUDA_ARCH_LIST  GPU architectures, e.g. "8.0 9.0" (default: that of the GPU here)
 #   MINKOWSKI_CACHE       where built wheels are kept (default: ~/.cache/mink_decouple/minkowski)
@@ -131,9 +131,14 @@ fi
 
 [[ $(uname -s) = Linux ]] || fail "$(uname -s): MinkowskiEngine builds on Linux only; use Docker (docs/docker.md), or model.engine native"
 key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
-arch=${TORCH_CUDA_ARCH_LIST:-}
+arch=''
+if [[ $target = cuda ]]; then
+    # without a list the card here decides: a wheel for another one would load and then fail
+    arch=${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null || true)}
+    [[ -z $arch ]] || export TORCH_CUDA_ARCH_LIST=$arch
+fi
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
-folder=$cache/$tag-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
+folder=$cache/$tag-$(uname -m)-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
 wheel=$(find "$folder" -iname 'minkowskiengine*.whl' 2>/dev/null | head -n 1) || true
 
 build() {
@@ -141,7 +146,8 @@ build() {
     command -v "$compiler" >/dev/null || fail "$compiler: not found; install a C++ compiler (Debian: apt-get install build-essential)"
     includes=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     [[ -f $includes/Python.h ]] || needs="the headers of $("$PYTHON" --version) (Debian: apt-get install python3-dev)"
-    [[ -z ${CONDA_PREFIX:-} ]] || export CPATH=${CPATH:+$CPATH:}$CONDA_PREFIX/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$CONDA_PREFIX/lib
+    prefix=$("$PYTHON" -c 'import sys; print(sys.base_prefix)')  # an interpreter of conda's loads conda's libraries
+    [[ ! -d $prefix/conda-meta ]] || export CPATH=${CPATH:+$CPATH:}$prefix/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$prefix/lib
     [[ ! -d /usr/include/openblas ]] || export CPATH=${CPATH:+$CPATH:}/usr/include/openblas  # Fedora's place of it
     printf '#include <cblas.h>\nint main() { return 0; }\n' >"$work/blas.cpp"
     "$compiler" "$work/blas.cpp" -lopenblas -o "$work/blas" 2>/dev/null ||
@@ -163,13 +169,14 @@ build() {
         fail "could not install setuptools, wheel and ninja for the build"
 
     local cores memory jobs each=2.4 options=(--blas=openblas --cpu_only)
-    [[ $target = cpu ]] || each=3.8
+    [[ $target = cpu ]] || each=4
     cores=$(nproc)
     memory=$(awk -v each=$each '/MemAvailable/ {print int($2 / 1024 / 1024 / each)}' /proc/meminfo 2>/dev/null || echo 1)
     jobs=${MAX_JOBS:-$((memory < 1 ? 1 : memory < cores ? memory : cores))}
     if [[ $target = cuda ]]; then
         options=(--blas=openblas --force_cuda)
-        export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $here/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
+        cp "$here/minkowski_cuda.h" "$work/"  # a place without blanks, whatever the checkout's
+        export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $work/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
         # CUDA 13 moved thrust to where only nvcc looks; some of the sources are the C++ compiler's.
         [[ ! -d $cuda_home/include/cccl ]] || CPATH=${CPATH:+$CPATH:}$cuda_home/include/cccl
         export CPATH
@@ -212,7 +219,7 @@ explain() {  # what the compiler's last words mean for the person who reads them
     mkdir -p "$cache" && cp "$1" "$kept"
     grep -E -m 5 '(error|Error|Killed|fatal)' "$kept" >&2 || tail -n 15 "$kept" >&2
     if grep -qE 'Killed|cannot allocate memory|out of memory' "$kept"; then
-        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job, 3.8 with CUDA); log: $kept"
+        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job, 4 with CUDA); log: $kept"
     elif grep -q 'unsupported GNU version' "$kept"; then
         fail "this compiler is too new for this CUDA toolkit: set CC and CXX to an older one (e.g. CXX=g++-12); log: $kept"
     elif grep -q 'Unsupported gpu architecture' "$kept"; then
@@ -233,5 +240,5 @@ if [[ -n $wheel_only ]]; then
     exit 0
 fi
 "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel"
-said=$(works) || fail "MinkowskiEngine was installed but does not work: see the lines above; $wheel was built for torch $torch"
+said=$(works) || fail "MinkowskiEngine was installed but does not work: see the lines above; build anew with --force ($wheel)"
 say "$said"

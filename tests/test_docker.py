@@ -181,7 +181,11 @@ def test_the_entrypoint_runs_its_command_with_a_home(tmp_path: Path) -> None:
 def test_the_entrypoint_becomes_the_owner_of_the_working_folder(tmp_path: Path) -> None:
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
-    os.chown(tmp_path, 4321, 4322)
+    try:
+        os.chown(tmp_path, 4321, 4322)
+        subprocess.run(["setpriv", "--reuid", "4321", "--regid", "4322", "--clear-groups", "true"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nobody else to become here: {error}")
     done = subprocess.run(
         [str(DOCKER / "entrypoint.sh"), "sh", "-c", "id -u; id -g; touch made"],
         capture_output=True,

@@ -157,15 +157,18 @@ def _needed() -> Iterator[Finding]:
             yield Finding("broken", name, f"{_reason(error)}; install it: pip install {name}")
         else:
             found.append(f"{name} {_version(name)}")
-    yield Finding("ok", "libraries", ", ".join(found))
+    if found:
+        yield Finding("ok", "libraries", ", ".join(found))
 
 
 def _optional() -> Iterator[Finding]:
     for name, (module, purpose) in OPTIONAL.items():
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except ModuleNotFoundError as error:
             yield Finding("missing", name, f"{_reason(error)}; for {purpose}: pip install {name}")
+        except Exception as error:  # there, but what it needs of the system is not
+            yield Finding("missing", name, f"{_reason(error)}; for {purpose}; it is installed but does not load")
         else:
             yield Finding("ok", name, f"{_version(name)}, for {purpose}")
 
