@@ -5,6 +5,7 @@
 #   base.sh build     what compiles MinkowskiEngine
 #   base.sh app       the package from /app in the virtual environment, and the user it runs as
 set -eu
+export DEBIAN_FRONTEND=noninteractive  # Ubuntu's Python brings tzdata, which asks where you are
 
 install() { apt-get install -y --no-install-recommends "$@"; }
 
@@ -27,6 +28,7 @@ build)
     ;;
 app)
     pip install --no-cache-dir --no-deps --editable /app
+    chmod -R go+rX /app # a checkout made under umask 077 keeps its permissions in the image
     # -o: some bases give number 1000 to a user of their own
     useradd --uid 1000 -o --home-dir /tmp/home --shell /bin/sh mink
     mkdir -p /workspace

@@ -9,7 +9,7 @@
 #
 # The interpreter is $PYTHON, else the active virtual environment's, else .venv's beside this checkout, else python3.
 # More settings, by environment variable:
-#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each)
+#   MAX_JOBS              compilers at once (default: what cores and memory allow; count 2.4 GiB for each, 4 with CUDA)
 #   CUDA_HOME             the CUDA toolkit (default: the one of nvcc, else /usr/local/cuda)
 #   TORCH_CUDA_ARCH_LIST  GPU architectures, e.g. "8.0 9.0" (default: that of the GPU here)
 #   MINKOWSKI_CACHE       where built wheels are kept (default: ~/.cache/mink_decouple/minkowski)
@@ -45,19 +45,25 @@ if [[ -z ${PYTHON:-} ]]; then
     fi
 fi
 command -v "$PYTHON" >/dev/null || fail "$PYTHON: not found; set PYTHON to the interpreter of your environment"
+PYTHON=$(command -v "$PYTHON")
+[[ $PYTHON = /* ]] || PYTHON=$PWD/$PYTHON  # the build runs in folders of its own
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$("$PYTHON" --version) is too old: 3.10 or newer is needed"
 read -r torch torch_cuda tag < <("$PYTHON" - <<'PY'
 import sys
 
 try:
     import torch
-except ImportError:
+except ModuleNotFoundError:
     print("missing")
+except Exception as error:  # a broken installation fails in its own ways
+    print("broken", "-", " ".join(str(error).split())[:160])
 else:
     print(torch.__version__, torch.version.cuda or "none", f"cp{sys.version_info[0]}{sys.version_info[1]}")
 PY
 ) || true
 [[ $torch != missing ]] || fail "torch is missing in $PYTHON: install it first ($PYTHON -m pip install torch), then run this again"
+[[ -n $torch && $torch != broken ]] || fail "torch does not import in $PYTHON (${tag:-no answer}): install it anew, then run this again"
+"$PYTHON" -m pip --version >/dev/null 2>&1 || fail "pip is missing in $PYTHON: $PYTHON -m ensurepip, or uv pip install pip"
 
 # Which build: the libraries that torch was built with decide, not the GPU, so that an image can be built without one.
 cuda_home=''
@@ -123,10 +129,16 @@ if [[ -z $force && -z $wheel_only ]] && said=$(works 2>/dev/null); then
     exit 0
 fi
 
+[[ $(uname -s) = Linux ]] || fail "$(uname -s): MinkowskiEngine builds on Linux only; use Docker (docs/docker.md), or model.engine native"
 key=$(cat "$here/minkowski_patch.py" "$here/minkowski_cuda.h" | sha256sum | cut -c 1-12)
-arch=${TORCH_CUDA_ARCH_LIST:-}
+arch=''
+if [[ $target = cuda ]]; then
+    # without a list the card here decides: a wheel for another one would load and then fail
+    arch=${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null || true)}
+    [[ -z $arch ]] || export TORCH_CUDA_ARCH_LIST=$arch
+fi
 cache=${MINKOWSKI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mink_decouple/minkowski}
-folder=$cache/$tag-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
+folder=$cache/$tag-$(uname -m)-torch$torch-$target${arch:+-${arch//[; ]/_}}-$key
 wheel=$(find "$folder" -iname 'minkowskiengine*.whl' 2>/dev/null | head -n 1) || true
 
 build() {
@@ -134,7 +146,9 @@ build() {
     command -v "$compiler" >/dev/null || fail "$compiler: not found; install a C++ compiler (Debian: apt-get install build-essential)"
     includes=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     [[ -f $includes/Python.h ]] || needs="the headers of $("$PYTHON" --version) (Debian: apt-get install python3-dev)"
-    [[ -z ${CONDA_PREFIX:-} ]] || export CPATH=${CPATH:+$CPATH:}$CONDA_PREFIX/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$CONDA_PREFIX/lib
+    prefix=$("$PYTHON" -c 'import sys; print(sys.base_prefix)')  # an interpreter of conda's loads conda's libraries
+    [[ ! -d $prefix/conda-meta ]] || export CPATH=${CPATH:+$CPATH:}$prefix/include LIBRARY_PATH=${LIBRARY_PATH:+$LIBRARY_PATH:}$prefix/lib
+    [[ ! -d /usr/include/openblas ]] || export CPATH=${CPATH:+$CPATH:}/usr/include/openblas  # Fedora's place of it
     printf '#include <cblas.h>\nint main() { return 0; }\n' >"$work/blas.cpp"
     "$compiler" "$work/blas.cpp" -lopenblas -o "$work/blas" 2>/dev/null ||
         needs="${needs:+$needs, and }OpenBLAS with its headers (Debian: apt-get install libopenblas-dev; Fedora: dnf install openblas-devel; conda: conda install -c conda-forge openblas)"
@@ -154,19 +168,21 @@ build() {
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --target "$work/tools" setuptools wheel ninja ||
         fail "could not install setuptools, wheel and ninja for the build"
 
-    local cores memory jobs options=(--blas=openblas --cpu_only)
+    local cores memory jobs each=2.4 options=(--blas=openblas --cpu_only)
+    [[ $target = cpu ]] || each=4
     cores=$(nproc)
-    memory=$(awk '/MemAvailable/ {print int($2 / 1024 / 1024 / 2.4)}' /proc/meminfo 2>/dev/null || echo 1)
+    memory=$(awk -v each=$each '/MemAvailable/ {print int($2 / 1024 / 1024 / each)}' /proc/meminfo 2>/dev/null || echo 1)
     jobs=${MAX_JOBS:-$((memory < 1 ? 1 : memory < cores ? memory : cores))}
     if [[ $target = cuda ]]; then
         options=(--blas=openblas --force_cuda)
-        export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $here/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
+        cp "$here/minkowski_cuda.h" "$work/"  # a place without blanks, whatever the checkout's
+        export CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="-include $work/minkowski_cuda.h -DCCCL_DISABLE_NVTX ${NVCC_APPEND_FLAGS:-}"
         # CUDA 13 moved thrust to where only nvcc looks; some of the sources are the C++ compiler's.
         [[ ! -d $cuda_home/include/cccl ]] || CPATH=${CPATH:+$CPATH:}$cuda_home/include/cccl
         export CPATH
         cuda_libraries
     fi
-    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo 12 || echo 5) minutes on two cores; log: $log"
+    say "compiling with $jobs job(s), some $([[ $target = cuda ]] && echo "12 minutes for each architecture" || echo "5 minutes") on two cores; log: $log"
     local started=$SECONDS
     if ! (cd "$source" && PYTHONPATH=$work/tools PATH=$work/tools/bin:$PATH MAX_JOBS=$jobs CFLAGS="-g0 ${CFLAGS:-}" \
         "$PYTHON" setup.py bdist_wheel --dist-dir "$work/dist" "${options[@]}") >"$log" 2>&1; then
@@ -174,7 +190,8 @@ build() {
     fi
     mkdir -p "$folder"
     wheel=$folder/$(basename "$work"/dist/*.whl)
-    cp "$work"/dist/*.whl "$wheel.part" && mv "$wheel.part" "$wheel"
+    cp "$work"/dist/*.whl "$wheel.part"
+    mv "$wheel.part" "$wheel"
     say "built $wheel in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 }
 
@@ -184,13 +201,13 @@ cuda_libraries() {
     local site header library
     site=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     for header in cusparse cublas_v2 curand cusolverDn; do
-        found=$(find "$site/nvidia" -name "$header.h" 2>/dev/null | head -n 1)
+        found=$(find "$site/nvidia" -name "$header.h" 2>/dev/null | head -n 1) || true
         [[ -n $found ]] || fail "$header.h: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         CPATH=${CPATH:+$CPATH:}$(dirname "$found")
     done
     mkdir -p "$work/lib"
     for library in cusparse cudart; do
-        found=$(find "$cuda_home/" "$site/nvidia" -name "lib$library.so*" 2>/dev/null | head -n 1)
+        found=$(find "$cuda_home/" "$site/nvidia" -name "lib$library.so*" 2>/dev/null | head -n 1) || true
         [[ -n $found ]] || fail "lib$library.so: neither in $cuda_home nor in torch's own packages; install the whole CUDA toolkit"
         ln -sf "$found" "$work/lib/lib$library.so"
     done
@@ -202,7 +219,7 @@ explain() {  # what the compiler's last words mean for the person who reads them
     mkdir -p "$cache" && cp "$1" "$kept"
     grep -E -m 5 '(error|Error|Killed|fatal)' "$kept" >&2 || tail -n 15 "$kept" >&2
     if grep -qE 'Killed|cannot allocate memory|out of memory' "$kept"; then
-        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job); log: $kept"
+        fail "the compiler ran out of memory: run again with MAX_JOBS=1 (count 2.4 GiB for each job, 4 with CUDA); log: $kept"
     elif grep -q 'unsupported GNU version' "$kept"; then
         fail "this compiler is too new for this CUDA toolkit: set CC and CXX to an older one (e.g. CXX=g++-12); log: $kept"
     elif grep -q 'Unsupported gpu architecture' "$kept"; then
@@ -223,5 +240,5 @@ if [[ -n $wheel_only ]]; then
     exit 0
 fi
 "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel"
-said=$(works) || fail "MinkowskiEngine was installed but does not work: see the lines above; $wheel was built for torch $torch"
+said=$(works) || fail "MinkowskiEngine was installed but does not work: see the lines above; build anew with --force ($wheel)"
 say "$said"

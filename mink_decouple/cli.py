@@ -51,12 +51,12 @@ def guarded(args: argparse.Namespace) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
-    except _diverged() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; continue a training with --resume, a preparation with the same command", file=sys.stderr)
         return 130
+    except _diverged() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -114,8 +114,14 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output}: exists; choose another --output")
     ours, content = read(args.weights)
     if ours:
+        if args.config is not None or args.set:
+            raise ValueError(f"{args.weights}: is a checkpoint with its own settings; leave out --config and --set")
         export_weights(content, args.weights, args.output)
     else:
+        fixed = ("backbone=", "model.variant=", "model.head=")
+        for pair in args.set:
+            if pair.replace(" ", "").startswith(fixed):
+                raise ValueError(f"--set {pair}: the weights decide that; leave it out")
 
         def configure(variant: str) -> Config:
             args.backbone = "minkunet"

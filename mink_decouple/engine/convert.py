@@ -90,4 +90,6 @@ def read(path: Path) -> tuple[bool, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     state = checkpoint.read(path, torch.device("cpu"))
-    return isinstance(state, dict) and "format" in state and "config" in state, state
+    if isinstance(state, dict) and "format" in state:
+        return True, checkpoint.load(path)
+    return False, state

@@ -62,7 +62,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Try everything that a training may use. Nothing is written."""
+    """Try everything that a training may use. Nothing is written but compiled kernels."""
     checks = (_machine, _torch, _gpu, _native, _compiled_cache, _minkowski, _needed, _optional, _disk)
     return [finding for check in checks for finding in check()]
 
@@ -73,8 +73,10 @@ def _machine() -> Iterator[Finding]:
     text = f"{platform.system()} {platform.machine()}, {cores} cores for this process, vector instructions {vector}"
     yield Finding("ok", "machine", f"{text}, Python {platform.python_version()}")
     threads = torch.get_num_threads()
-    if threads < cores:
-        yield Finding("slow", "threads", f"torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS or raise it")
+    # Without a limit torch takes one thread for each physical core, which may be half of what the system counts.
+    limits = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)]
+    if threads < cores and limits:
+        yield Finding("slow", "threads", f"torch uses {threads} of {cores} cores; unset {limits[0]} or raise it")
 
 
 def _torch() -> Iterator[Finding]:
@@ -155,15 +157,18 @@ def _needed() -> Iterator[Finding]:
             yield Finding("broken", name, f"{_reason(error)}; install it: pip install {name}")
         else:
             found.append(f"{name} {_version(name)}")
-    yield Finding("ok", "libraries", ", ".join(found))
+    if found:
+        yield Finding("ok", "libraries", ", ".join(found))
 
 
 def _optional() -> Iterator[Finding]:
     for name, (module, purpose) in OPTIONAL.items():
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except ModuleNotFoundError as error:
             yield Finding("missing", name, f"{_reason(error)}; for {purpose}: pip install {name}")
+        except Exception as error:  # there, but what it needs of the system is not
+            yield Finding("missing", name, f"{_reason(error)}; for {purpose}; it is installed but does not load")
         else:
             yield Finding("ok", name, f"{_version(name)}, for {purpose}")
 
@@ -193,7 +198,10 @@ def _tried(name: str, device: str, failed: str, speed: Callable[[str], tuple[str
 
 
 def convolution_error(on: Engine, device: str) -> float:
-    """Largest relative difference between an engine's 3x3x3 convolution and torch's dense one, on a full 6^3 block."""
+    """Largest relative difference between an engine's 3x3x3 convolution and torch's dense one, on a full 6^3 block.
+
+    The dense one is computed in double precision on the CPU: on a GPU torch's own rounds its inputs to TF32.
+    """
     side, generator = 6, torch.Generator().manual_seed(0)
     axis = torch.arange(side, dtype=torch.int32)
     places = torch.cartesian_prod(axis, axis, axis)
@@ -202,11 +210,11 @@ def convolution_error(on: Engine, device: str) -> float:
     layer = on.conv(4, 8).to(device)
     kernel: Tensor = layer.get_parameter("kernel")
     # offsets run x fastest: (27, 4, 8) is (z, y, x, in, out), and the dense block is (x, y, z)
-    weight = kernel.view(3, 3, 3, 4, 8).permute(4, 3, 2, 1, 0)
-    block = feats.view(side, side, side, 4).permute(3, 0, 1, 2).unsqueeze(0)
+    weight = kernel.cpu().double().view(3, 3, 3, 4, 8).permute(4, 3, 2, 1, 0)
+    block = feats.cpu().double().view(side, side, side, 4).permute(3, 0, 1, 2).unsqueeze(0)
     with torch.no_grad():
         expected = F.conv3d(block, weight, padding=1)[0].permute(1, 2, 3, 0).reshape(-1, 8)
-        found = on.apply(layer, voxels, feats, 8)
+        found = on.apply(layer, voxels, feats, 8).cpu()
     return float((found - expected).abs().max() / expected.abs().max())
 
 

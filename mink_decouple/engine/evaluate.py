@@ -20,6 +20,7 @@ from mink_decouple.engine.runtime import write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset
 from mink_decouple.metrics import ConfusionMatrix, table
 from mink_decouple.models.segmenter import Segmenter, build_model
+from mink_decouple.sparse.engines import require_device
 
 
 def evaluate(
@@ -40,9 +41,13 @@ def evaluate(
     return matrix
 
 
-def make_model(config: Config, classes: Classes) -> Segmenter:
-    """The configured network with fresh weights drawn from the run's seed."""
-    return build_model(
+def make_model(config: Config, classes: Classes, device: torch.device | None = None) -> Segmenter:
+    """The configured network with fresh weights drawn from the run's seed, on `device` (None: the CPU).
+
+    Raises:
+        ValueError: see `build_model`; the engine cannot compute on the device.
+    """
+    model = build_model(
         config.backbone,
         config.model.variant,
         feature_width(config.data.features),
@@ -51,13 +56,17 @@ def make_model(config: Config, classes: Classes) -> Segmenter:
         seed=config.seed,
         engine=config.model.engine,
     )
+    if device is None:
+        return model
+    require_device(model.engine, device)
+    return model.to(device)
 
 
 def restore(state: dict[str, Any], config: Config, device: torch.device) -> Segmenter:
     """The network of a checkpoint, on the engine that `config` names."""
-    model = make_model(config, checkpoint.classes_of(state))
+    model = make_model(config, checkpoint.classes_of(state), device)
     model.load_state_dict(state["model"])
-    return model.to(device)
+    return model
 
 
 def evaluate_checkpoint(

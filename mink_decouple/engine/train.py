@@ -111,7 +111,7 @@ class Trainer:
         self.scenes = reveal(train, self.labels)
         self.by_name = {s.name: s for s in self.scenes}
         self.groups = self._groups()
-        self.model: Segmenter = make_model(config, self.classes).to(device)
+        self.model: Segmenter = make_model(config, self.classes, device)
         self.sampler = make_sampler(config, self.scenes)
         self.optimizer: torch.optim.Optimizer | None = None
         self.state = State()

@@ -34,16 +34,18 @@ def from_example(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix in _WRAPPERS:
         if state and all(str(name).startswith(prefix) for name in state):
             return from_example({name[len(prefix) :]: value for name, value in state.items()})
-    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    wrong = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     needed = [name for name in ("conv0p1s1.kernel", "block8.0.conv1.kernel", "final.kernel") if name not in state]
     if wrong or needed:
         found = ", ".join(list(map(str, state))[:4]) or "nothing"
         raise ValueError(
             f"not the weights of MinkowskiEngine's example MinkUNet: "
-            f"{'no ' + needed[0] if needed else wrong[0] + ' is no tensor'}; it begins with {found}"
+            f"{'no ' + needed[0] if needed else wrong[0] + ' is no named tensor'}; it begins with {found}"
         )
     result = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("final.")}
     kernel = state["final.kernel"]
+    if kernel.ndim not in (2, 3) or kernel.shape[:-2].numel() != 1:
+        raise ValueError(f"final.kernel is {tuple(kernel.shape)}, not that of a 1x1x1 convolution, (D, C)")
     kernel = kernel.reshape(kernel.shape[-2:])
     result[HEAD[0]] = kernel.t().contiguous()
     result[HEAD[1]] = state["final.bias"].reshape(-1) if "final.bias" in state else kernel.new_zeros(kernel.shape[1])
@@ -70,15 +72,20 @@ def sizes_of(state: Mapping[str, Tensor]) -> tuple[str, int, int]:
     """Variant, input channels and classes of a converted state dict.
 
     Raises:
-        ValueError: no known variant has these sizes.
+        ValueError: no known variant has these sizes; the example's MinkUNet50 and 101 have blocks of another kind.
     """
+    missing = [i for i in range(1, 9) if f"backbone.block{i}.0.conv1.kernel" not in state]
+    if missing:
+        raise ValueError(f"no block{missing[0]}.0.conv1.kernel: not the whole of a MinkUNet")
     blocks = {name.split(".")[1] + name.split(".")[2] for name in state if name.startswith("backbone.block")}
     layers = tuple(sum(name.startswith(f"block{i}") for name in blocks) for i in range(1, 9))
-    planes = tuple(state[f"backbone.block{i}.0.conv1.kernel"].shape[2] for i in range(1, 9))
+    first = [state[f"backbone.block{i}.0.conv1.kernel"] for i in range(1, 9)]
+    planes = tuple(kernel.shape[-1] for kernel in first)
     stem = state["backbone.conv0p1s1.kernel"]
+    plain = all(kernel.ndim == 3 for kernel in (stem, *first))
     for name, variant in VARIANTS.items():
         same = (variant.layers, variant.planes, variant.stem, variant.stem_kernel**3)
-        if same == (layers, planes, stem.shape[2], stem.shape[0]):
+        if plain and same == (layers, planes, stem.shape[2], stem.shape[0]):
             return name, stem.shape[1], state[HEAD[0]].shape[0]
     raise ValueError(
         f"no MinkUNet variant has blocks {layers}, channels {planes} and a first kernel {tuple(stem.shape)}; "

@@ -73,6 +73,15 @@ def import_minkowski() -> Any:
     return MinkowskiEngine
 
 
+def require_device(name: str | None, device: torch.device) -> None:
+    """Raises ValueError where the engine of that name is a build that cannot compute on the device."""
+    if name == "minkowski" and device.type == "cuda" and not import_minkowski().is_cuda_available():
+        raise ValueError(
+            "MinkowskiEngine is a CPU build here: build it with docker/install_minkowski.sh --cuda --force, "
+            "take --device cpu, or set model.engine to native"
+        )
+
+
 @cache
 def _native() -> Engine:
     from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, cat

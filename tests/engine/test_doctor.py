@@ -1,4 +1,6 @@
+import configparser
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,9 +56,14 @@ def test_a_cpu_without_the_fused_kernels_is_called_slow(monkeypatch: pytest.Monk
     assert finding.state == "slow" and "AVX2" in finding.text
 
 
-def test_fewer_threads_than_cores_are_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert by_subject()["threads"].state == "slow"
+def test_threads_are_called_slow_only_where_a_variable_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(10000)), raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert "threads" not in by_subject()  # two hardware threads of one core: torch uses one of them by itself
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    finding = by_subject()["threads"]
+    assert finding.state == "slow" and "unset MKL_NUM_THREADS" in finding.text
 
 
 def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +72,13 @@ def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage)
     assert by_subject()["disk"].state == "broken"
+
+
+def test_the_libraries_looked_for_are_the_package_s_own() -> None:
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    required = {line.split(">")[0] for line in config["options"]["install_requires"].split()}
+    assert set(doctor.NEEDED) == required - {"torch"}
 
 
 def test_the_comparison_is_with_a_dense_convolution() -> None:

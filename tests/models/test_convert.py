@@ -99,9 +99,24 @@ def test_other_weights_are_refused_with_what_is_missing() -> None:
         from_example(state)
     with pytest.raises(ValueError, match="begins with nothing"):
         from_example({})
+    with pytest.raises(ValueError, match="7 is no named tensor"):
+        from_example({**example("tiny"), 7: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"final\.kernel is \(27, 32, 5\), not that of a 1x1x1 convolution"):
+        from_example({**example("tiny"), "final.kernel": torch.zeros(27, 32, 5)})
     wide = from_example({**example("tiny"), "block3.0.conv1.kernel": torch.zeros(27, 32, 999)})
     with pytest.raises(ValueError, match=r"no MinkUNet variant has blocks.*known variants: 14A"):
         sizes_of(wide)
+
+
+def test_networks_of_other_blocks_are_refused_with_the_known_variants() -> None:
+    planes = VARIANTS["tiny"].planes
+    bottleneck = {f"block{i + 1}.0.conv1.kernel": torch.zeros(32, planes[i]) for i in range(8)}  # those of MinkUNet50
+    for other in (bottleneck, {"conv0p1s1.kernel": torch.zeros(4, 16)}):
+        with pytest.raises(ValueError, match="known variants: 14A"):
+            sizes_of(from_example({**example("tiny"), **other}))
+    partial = {name: value for name, value in example("tiny").items() if not name.startswith("block2.")}
+    with pytest.raises(ValueError, match=r"no block2\.0\.conv1\.kernel"):
+        sizes_of(from_example(partial))
 
 
 def test_other_backbones_and_heads_cannot_be_written() -> None:

@@ -7,6 +7,7 @@ import torch
 from voxel_sets import random_voxels
 
 from mink_decouple.models.minkunet import MinkUNet
+from mink_decouple.sparse import engines
 from mink_decouple.sparse.engines import CHOICES, engine, import_minkowski
 
 
@@ -34,6 +35,17 @@ def test_what_keeps_minkowskiengine_from_importing_is_said_in_one_line(monkeypat
         import_minkowski()
     text = str(caught.value)
     assert "\n" not in text and "undefined symbol" in text and "docker/install_minkowski.sh" in text
+
+
+def test_a_build_for_the_cpu_is_refused_on_a_gpu_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CpuBuild:
+        is_cuda_available = staticmethod(lambda: False)
+
+    monkeypatch.setattr(engines, "import_minkowski", lambda: CpuBuild)
+    with pytest.raises(ValueError, match=r"CPU build here: .*--cuda.*--device cpu"):
+        engines.require_device("minkowski", torch.device("cuda"))
+    for name, device in (("minkowski", "cpu"), ("native", "cuda"), (None, "cuda")):
+        engines.require_device(name, torch.device(device))
 
 
 def test_the_native_engine_answers_in_the_order_of_the_rows() -> None:

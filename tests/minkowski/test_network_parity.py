@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import CASES, draw_voxels
+from paired_voxels import CASES, draw_voxels
 from torch import Tensor, nn
 
 from mink_decouple.models.segmenter import Segmenter, build_model
@@ -49,43 +49,51 @@ def test_logits_are_the_same(minkowski: Engine, variant: str, kind: str, items: 
         assert relative(ours(batch), theirs(batch)) <= FORWARD
 
 
-def gradients(name: str, variant: str, batch: Batch, dtype: torch.dtype, training: bool) -> dict[str, Tensor]:
+def gradients(model: Segmenter, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
     """Logits, and the gradient of a loss by every input and weight."""
     target = torch.randint(0, CLASSES, (len(batch.voxels),), generator=torch.Generator().manual_seed(2))
-    model = build(variant, name).to(dtype).train(training)
-    inputs = Batch(batch.voxels, batch.feats.to(dtype).requires_grad_())
-    logits = model(inputs)
+    inputs = Batch(batch.voxels, batch.feats.to(dtype, copy=True).requires_grad_())
+    logits = model.to(dtype)(inputs)
     nn.functional.cross_entropy(logits, target).backward()
     found = {key: parameter.grad for key, parameter in model.named_parameters()}
     return {"logits": logits.detach(), "input": inputs.feats.grad, **found}
 
 
-@pytest.mark.parametrize("kind", ["surface", "random", "negative"])
+def without_kinks(model: Segmenter) -> Segmenter:
+    """The model with norms whose outputs stay positive, so that no ReLU has a sum near zero to decide on.
+
+    There rounding decides, and all gradients below such a sum differ by up to a few per cent. A network of a hundred
+    thousand sums has one in about every tenth pass.
+    """
+    for module in model.backbone.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.constant_(module.weight, 0.02)
+            nn.init.constant_(module.bias, 1.0)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "items"), CASES)
 @pytest.mark.parametrize("variant", ["14A", "34C"])
-def test_gradients_are_the_same(minkowski: Engine, variant: str, kind: str) -> None:
-    # Where a sum is within rounding of zero, the two may fall on different sides of a ReLU, and all gradients below it
-    # differ. About one draw in ten has such a sum, so one of three must do in single precision, and all in double.
-    worst = []
-    for seed in (5, 6, 7):
-        ours, theirs = (
-            gradients(name, variant, draw(kind, 2, seed), torch.float32, False) for name in ("native", "minkowski")
-        )
-        worst.append(max(relative(ours[key], theirs[key]) for key in theirs))
-        if worst[-1] <= GRADIENT:
-            break
-    assert min(worst) <= GRADIENT, worst
-    ours, theirs = (gradients(name, variant, draw(kind, 2), torch.float64, False) for name in ("native", "minkowski"))
-    assert max(relative(ours[key], theirs[key]) for key in theirs) <= 1e-10
-
-
-@pytest.mark.parametrize("kind", ["surface", "random", "negative"])
-def test_a_training_pass_is_the_same(minkowski: Engine, kind: str) -> None:
-    # In double precision: the coarsest level has a dozen voxels, and batch statistics of so few magnify rounding
-    # thousands of times, on either engine.
-    batch = draw(kind, 4)
-    ours, theirs = (gradients(name, "34C", batch, torch.float64, True) for name in ("native", "minkowski"))
+def test_gradients_in_single_precision_are_the_same(minkowski: Engine, variant: str, kind: str, items: int) -> None:
+    batch = draw(kind, items)
+    ours, theirs = (
+        gradients(without_kinks(build(variant, name)).eval(), batch, torch.float32) for name in ("native", "minkowski")
+    )
     for key in theirs:
-        assert relative(ours[key], theirs[key]) <= FORWARD, key
+        assert relative(ours[key], theirs[key]) <= GRADIENT, key
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("kind", "items"), [("surface", 1), ("surface", 4), ("random", 3), ("negative", 2)])
+def test_gradients_in_double_precision_are_the_same(minkowski: Engine, kind: str, items: int, training: bool) -> None:
+    # Training in double precision only: the coarsest level has a handful of voxels, and batch statistics of so few
+    # magnify rounding thousands of times on either engine.
+    batch = draw(kind, items)
+    ours, theirs = (
+        gradients(build("34C", name).train(training), batch, torch.float64) for name in ("native", "minkowski")
+    )
+    for key in theirs:
+        assert relative(ours[key], theirs[key]) <= (1e-6 if training else 1e-10), key
 
 
 @pytest.mark.parametrize("variant", ["tiny", "14A"])
