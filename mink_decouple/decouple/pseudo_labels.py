@@ -106,7 +106,8 @@ def keep_rates(rho: Tensor, power: float = 1.0 / 3.0) -> Tensor:
     """CReST's share of the points predicted as each class to keep, `mu_l = (N_{L+1-l} / N_1)^power`.
 
     The class of frequency rank l takes the frequency of the rank mirrored at the middle: 1 for the rarest class, least
-    for the most frequent. Ranks, not class ids, decide, so renaming the classes renames the rates.
+    for the most frequent. Classes of one frequency share the mean of their ranks' rates, so renaming the classes renames
+    the rates.
 
     Args:
         rho: (C,) repaired imbalance ratio (`M_max / M_c`).
@@ -119,7 +120,8 @@ def keep_rates(rho: Tensor, power: float = 1.0 / 3.0) -> Tensor:
     order = torch.argsort(frequency, descending=True, stable=True)
     rates = torch.empty_like(frequency)
     rates[order] = frequency[order].flip(0).pow(power)
-    return rates
+    tied = frequency.unsqueeze(0) == frequency.unsqueeze(1)
+    return torch.where(tied.sum(1) > 1, (tied.to(rates.dtype) @ rates) / tied.sum(1), rates)
 
 
 def tail_classes(counts: Tensor, rule: str = "half", tail_frac: float = 0.5) -> Tensor:

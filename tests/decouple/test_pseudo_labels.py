@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mink_decouple.decouple import pseudo_labels
-from mink_decouple.decouple.pseudo_labels import CERTAIN, UNCERTAIN, PseudoLabels, SelectionOptions, select
+from mink_decouple.decouple.pseudo_labels import CERTAIN, UNCERTAIN, PseudoLabels, SelectionOptions, keep_rates, select
 
 ALL = torch.arange(4)
 BALANCED = torch.ones(4)
@@ -104,6 +104,13 @@ def test_invariants_of_every_selection(seed, mode):
         sure = found.confidence[(found.round == CERTAIN) & (found.label == c)]
         unsure = found.confidence[(found.round == UNCERTAIN) & (found.label == c)]
         assert not len(sure) or not len(unsure) or sure.min() > unsure.max()
+
+
+def test_classes_of_one_frequency_are_kept_at_one_rate():
+    rates = keep_rates(torch.tensor([2.0, 1.0, 4.0, 2.0]))
+    assert rates[0] == rates[3] == pytest.approx(0.5 ** (1 / 3))
+    low = keep_rates(torch.tensor([4.0, 1.0, 1.0]))
+    assert low[1] == low[2] == pytest.approx((1 + 0.25 ** (1 / 3)) / 2) and low[0] == 1.0
 
 
 @settings(max_examples=30, deadline=None)
