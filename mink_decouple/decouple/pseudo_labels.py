@@ -106,8 +106,8 @@ def keep_rates(rho: Tensor, power: float = 1.0 / 3.0) -> Tensor:
     """CReST's share of the points predicted as each class to keep, `mu_l = (N_{L+1-l} / N_1)^power`.
 
     The class of frequency rank l takes the frequency of the rank mirrored at the middle: 1 for the rarest class, least
-    for the most frequent. Classes of one frequency share the mean of their ranks' rates, so renaming the classes renames
-    the rates.
+    for the most frequent. Classes of one frequency share the mean of their ranks' rates, so that renaming the classes
+    renames the rates.
 
     Args:
         rho: (C,) repaired imbalance ratio (`M_max / M_c`).
