@@ -110,7 +110,8 @@ class Semantic3D:
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder")
-        clouds, labels = self._files(".txt"), self._files(".labels")
+        labels = self._files(".labels", lambda name: True)
+        clouds = self._files(".txt", lambda name: name in labels or place(name) != "")
         self._scenes = []
         for name, cloud in sorted(clouds.items()):
             labelled = name in labels
@@ -119,10 +120,9 @@ class Semantic3D:
                 raise FileNotFoundError(
                     f"{cloud.with_name(name)}.labels: no such file, but {cloud.name} is a training station"
                 )
-            if labelled or at:
-                split = "val" if at in VALIDATION else "test" if at in TEST_PLACES or not labelled else "train"
-                files = (cloud, labels[name]) if labelled else (cloud,)
-                self._scenes.append(RawScene(name, split, "", files, labelled))
+            split = "val" if at in VALIDATION else "test" if at in TEST_PLACES or not labelled else "train"
+            files = (cloud, labels[name]) if labelled else (cloud,)
+            self._scenes.append(RawScene(name, split, "", files, labelled))
 
     def scenes(self) -> list[RawScene]:
         """Every station, sorted by name. ValueError where there is none."""
@@ -158,12 +158,12 @@ class Semantic3D:
             )
             done += len(table)
 
-    def _files(self, suffix: str) -> dict[str, Path]:
+    def _files(self, suffix: str, wanted: Callable[[str], bool]) -> dict[str, Path]:
         """Station -> file, the misnamed one under its right name."""
         found: dict[str, Path] = {}
         for path in sorted([*self.root.glob(f"*{suffix}"), *self.root.glob(f"*/*{suffix}")]):
             name = _NAMED if path.stem == _MISNAMED else path.stem
-            if path.name.startswith(".") or not path.is_file():
+            if path.name.startswith(".") or not path.is_file() or not wanted(name):
                 continue
             if name in found:
                 raise ValueError(f"{path}: the same station as {found[name]}; remove one of them")

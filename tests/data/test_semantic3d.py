@@ -178,3 +178,11 @@ def test_a_station_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         put(folder, GOOD, "1\n1\n")
     with pytest.raises(ValueError, match="the same station as"):
         Semantic3D(tmp_path)
+
+
+def test_a_readme_in_every_folder_is_no_station(tmp_path: Path) -> None:
+    for part in ("training", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "readme.txt").write_text("not a station")
+    put(tmp_path / "training", GOOD, "1\n1\n")
+    assert [scene.name for scene in Semantic3D(tmp_path).scenes()] == [STATION]
