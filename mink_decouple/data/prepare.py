@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -73,9 +74,10 @@ def prepare(
     if len(raw.classes) > IGNORED:
         raise ValueError(f"{root}: {len(raw.classes)} classes; at most {IGNORED} fit a prepared file")
     wanted = _wanted(root, listed, scenes)
-    before = _found(output, head)
+    _found(output, head)  # refuses a foreign folder before anything is written to it
     (output / SCENES).mkdir(parents=True, exist_ok=True)
     with _alone(output):
+        before = _found(output, head)  # another process may have added scenes since
         for part in (*output.glob(f".*{PART}"), *(output / SCENES).glob(f".*{PART}")):
             part.unlink(missing_ok=True)
         kept = _kept(raw, output, listed, before)
@@ -210,7 +212,10 @@ def _alone(output: Path) -> Iterator[None]:
 
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except OSError:
+                held = False
+            if not held:  # or the lock was that of a process that ended in between
                 raise ValueError(f"{output}: another process prepares into this folder; wait for it") from None
         try:
             yield

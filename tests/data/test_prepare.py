@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from fake_raw import CLASSES, FakeRaw, NewVersion, OtherChunks, make_download
 
+import mink_decouple.data.prepare as preparation
 from mink_decouple.cli import main
 from mink_decouple.config import PREPARED
 from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.folder import FolderDataset
+from mink_decouple.data.manifest import read_manifest
 from mink_decouple.data.prepare import describe, prepare
 from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.data.raw import Chunk, RawScene
@@ -192,6 +194,20 @@ def test_two_processes_do_not_prepare_into_one_folder(download, prepared):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process prepares into this folder"):
             prepare(FakeRaw, download, prepared, workers=1)
+
+
+def test_scenes_that_another_process_adds_before_the_lock_is_held_are_kept(tmp_path, download, monkeypatch):
+    out = tmp_path / "out"
+    alone = preparation._alone
+
+    def late(output):
+        monkeypatch.setattr(preparation, "_alone", alone)
+        prepare(FakeRaw, download, output, workers=1, scenes=["A"])
+        return alone(output)
+
+    monkeypatch.setattr(preparation, "_alone", late)
+    summary = prepare(FakeRaw, download, out, workers=1, scenes=["B"])
+    assert list(read_manifest(out).scenes) == ["A_one", "A_two", "B_one"] and summary.kept == ("A_one", "A_two")
 
 
 class Wrong(FakeRaw):
