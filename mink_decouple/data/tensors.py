@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class TensorWriter:
         self.path = path
         self._columns: dict[str, _Column] = {}
         self._parts = 0
+        self._own = secrets.token_hex(4)  # process ids repeat in containers that share a folder
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -168,7 +170,7 @@ class TensorWriter:
         return Written(digest.hexdigest(), size)
 
     def _temporary(self, part: str) -> Path:
-        return self.path.with_name(f".{self.path.stem}.{os.getpid()}.{part}{PART}")
+        return self.path.with_name(f".{self.path.stem}.{self._own}.{part}{PART}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from mink_decouple.engine import derive
 
 FORMAT = 1
 CHUNK_POINTS = 1 << 20
+ABANDONED_SECONDS = 3600.0
+"""A temporary file that nobody has written to for so long is of a process that was killed."""
 _FEATURE = "features."
 
 
@@ -85,8 +89,10 @@ def _crc(stored: TensorFile, key: str) -> int:
 def _write(path: Path, dataset: PreparedDataset, name: str, config: Config) -> None:
     scene = dataset.open(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for part in path.parent.glob(f".{name}.*{PART}"):
-        part.unlink(missing_ok=True)  # of a process that was killed
+    for part in path.parent.glob(f".{name}.*{PART}"):  # another training may be making the same grid cloud
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
     stored = {key: _stored_column(scene, key) for key in scene.features}
     columns = derive.feature_columns(name, scene.coords, stored, config)
 

@@ -1,5 +1,6 @@
 """Training on a prepared folder: the same figures as on the clouds, grid clouds on disk, little memory."""
 
+import os
 import shutil
 import tracemalloc
 
@@ -11,8 +12,9 @@ from mink_decouple.config import merge
 from mink_decouple.data import load_dataset
 from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.prepare import prepare
+from mink_decouple.data.tensors import TensorWriter, open_tensors
 from mink_decouple.engine import pseudo
-from mink_decouple.engine.grids import CHUNK_POINTS, grid_path, ready_grid
+from mink_decouple.engine.grids import CHUNK_POINTS, grid_path, open_grid, ready_grid
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.scenes import prepare as in_memory
 from mink_decouple.engine.train import Trainer
@@ -130,9 +132,31 @@ def test_a_damaged_or_stale_grid_cloud_is_made_anew(make_config, prepared, damag
     else:
         place = whole.index(load_split(config, dataset, "train")[0].grid.coords.tobytes())
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-    (path.parent / ".a.999.file.part").write_bytes(b"left by a killed process")
+    left = path.parent / ".a.999.file.part"
+    left.write_bytes(b"left by a killed process")
+    os.utime(left, (0, 0))
     ready_grid(dataset, "a", config)
     assert path.read_bytes() == whole
+    assert not list(path.parent.glob(".*"))
+
+
+def test_two_trainings_may_make_the_same_grid_cloud_at_once(make_config, prepared, monkeypatch):
+    config = at(make_config, prepared)
+    dataset = open_dataset(config)
+    path = grid_path(dataset, "a", config)
+    path.parent.mkdir(parents=True)
+    sync = os.fsync
+
+    def overtaken(file):
+        monkeypatch.setattr("os.fsync", sync)
+        ready_grid(dataset, "a", config)
+        assert len(open_grid(path, "a", config.data.grid).inverse) == dataset.record("a").points
+
+    monkeypatch.setattr("os.fsync", overtaken)
+    with TensorWriter(path) as slower:
+        slower.append("inverse", np.arange(3))
+        slower.finish({})
+    assert open_tensors(path).arrays["inverse"].tolist() == [0, 1, 2]
     assert not list(path.parent.glob(".*"))
 
 
