@@ -29,8 +29,8 @@ def pool_runs(runs: Sequence[Path], output: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a run has no metrics.json.
-        ValueError: fewer than two runs, a run named twice, a file of another form, or runs that differ in classes,
-            backbone or recipe.
+        ValueError: fewer than two runs, a run named twice, a file of another form, runs that differ in classes,
+            backbone, recipe or label budget, or two that scored the same scenes.
     """
     if len(runs) < 2:
         raise ValueError(f"pool: {len(runs)} runs; needs at least two folds")
@@ -48,9 +48,16 @@ def pool_runs(runs: Sequence[Path], output: Path) -> dict[str, Any]:
         for key in SAME:
             if key in first and key in content and content[key] != first[key]:
                 raise ValueError(f"{file}: {key} {content[key]!r}; {files[0]} has {first[key]!r}")
+        if len({_budget(first), _budget(content)} - {None}) > 1:
+            raise ValueError(f"{file}: label budget {_budget(content)!r}; {files[0]} has {_budget(first)!r}")
     total = ConfusionMatrix(len(names))
+    scored: dict[tuple[int, ...], Path] = {}
     for file, content in zip(files, contents, strict=True):
-        total.merge(_matrix(file, content))
+        matrix = _matrix(file, content)
+        other = scored.setdefault(tuple(matrix.true.tolist()), file)
+        if other is not file:
+            raise ValueError(f"{file}: has as many points of every class as {other}, hence the same scenes twice")
+        total.merge(matrix)
     groups = class_groups(total.true)
     say(table(names, {f"{len(runs)} folds": total}, groups))
     result = {
@@ -76,6 +83,12 @@ def _read(file: Path) -> dict[str, Any]:
     if "confusion" not in content:
         raise ValueError(f"{file}: has no 'confusion'; score the checkpoint again with evaluate")
     return content
+
+
+def _budget(content: dict[str, Any]) -> str | None:
+    """The label budget of a run as written; None where it is not known, as of pooled runs."""
+    budget = content.get("label_budget")
+    return str(budget["budget"]) if isinstance(budget, dict) and "budget" in budget else None
 
 
 def _matrix(file: Path, content: dict[str, Any]) -> ConfusionMatrix:

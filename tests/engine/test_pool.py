@@ -68,6 +68,20 @@ def test_what_does_not_belong_together_is_refused(tmp_path, change, words):
     assert "b/metrics.json" in str(caught.value) and not (tmp_path / "pooled.json").exists()
 
 
+def test_two_runs_on_one_fold_and_runs_of_two_budgets_are_no_folds(tmp_path):
+    first = fold(tmp_path / "a", 0, label_budget={"budget": "1pt"})[0]
+    again = tmp_path / "again"  # another network, scored on the same points
+    again.mkdir()
+    content = json.loads((first / "metrics.json").read_text())
+    content["confusion"] = [row[::-1] for row in content["confusion"]]
+    (again / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"again.*as many points of every class as .*hence the same scenes twice"):
+        pool_runs([first, again], tmp_path / "p.json")
+    other = fold(tmp_path / "b", 1, label_budget={"budget": "1%"})[0]
+    with pytest.raises(ValueError, match=r"b.metrics\.json: label budget '1%'; .* has '1pt'"):
+        pool_runs([first, other], tmp_path / "p.json")
+
+
 def test_a_fold_counts_once_and_must_be_there(tmp_path):
     first = fold(tmp_path / "a", 0)[0]
     with pytest.raises(ValueError, match="named twice"):
