@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,8 +125,22 @@ def _room(scenes: Sequence[Scene], classes: int) -> dict[str, Tensor]:
         table = np.empty(shape, np.float32)
     else:
         with tempfile.TemporaryFile() as file:  # the map keeps it; TMPDIR says where it lies
+            _reserve(file.fileno(), 4 * shape[0] * shape[1])
             table = np.memmap(file, np.float32, "w+", shape=shape).view(np.ndarray)
     return {s.name: torch.from_numpy(table[a:b]) for s, a, b in zip(scenes, ends, ends[1:])}
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the bytes of a file now: a map of a file that finds its disk full ends the process without a word."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise OSError(
+            f"{tempfile.gettempdir()}: no room for {size / 1e9:,.1f} GB of probabilities ({error.strerror}); "
+            "set TMPDIR to a folder on a larger disk and go on with --resume"
+        ) from None
 
 
 def _global_thresholds(

@@ -1,5 +1,6 @@
 """Training on a prepared folder: the same figures as on the clouds, grid clouds on disk, little memory."""
 
+import errno
 import os
 import shutil
 import tracemalloc
@@ -208,6 +209,18 @@ def test_probabilities_in_a_temporary_file_give_the_same_run(make_config, rooms,
     Trainer(config, tmp_path / "file", CPU).run()
     for name in ("metrics.json", "metrics.jsonl"):
         assert (tmp_path / "held" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
+
+
+def test_a_full_disk_for_probabilities_is_one_line(make_config, rooms, monkeypatch):
+    def full(file, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = at(make_config, rooms[1])
+    scenes = load_split(config, open_dataset(config), "train")
+    monkeypatch.setattr(pseudo, "HELD_BYTES", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"^.*: no room for .* GB of probabilities .*TMPDIR[^\n]*$"):
+        pseudo._room(scenes, 3)
 
 
 def test_roots_that_do_not_fit_say_what_to_do(make_config, rooms, tmp_path):
