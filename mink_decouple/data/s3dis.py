@@ -157,7 +157,9 @@ class S3DIS:
         split = "val" if area == "Area_5" else "train"
         self._scenes[name] = RawScene(name, split, area, tuple(files), labelled=True)
         self._left_out[name] = [
-            Repair(path.relative_to(self.root).as_posix(), None, found, done) for path, found, done in left_out
+            # "Icon" ends with a carriage return, which would wipe out its line on a terminal
+            Repair(path.relative_to(self.root).as_posix().rstrip("\r"), None, found, done)
+            for path, found, done in left_out
         ]
 
 

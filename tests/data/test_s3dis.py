@@ -166,7 +166,7 @@ def test_copies_system_files_and_misnamed_room_files_are_left_out_and_reported(t
     told = {repair.file.removeprefix("Area_6/copyRoom_1/"): (repair.found, repair.done) for repair in repairs}
     assert set(told) == {
         "copy_Room_1.txt",
-        *(f"Annotations/{n}" for n in (".DS_Store", "Area_6_alignmentAngle.txt", "Icon\r")),
+        *(f"Annotations/{n}" for n in (".DS_Store", "Area_6_alignmentAngle.txt", "Icon")),
         *(f"Annotations/{n}" for n in ("chair_1 (2).txt", "wall_3 (1).txt")),
     }
     assert told["Annotations/wall_3 (1).txt"] == ("a copy of wall_3.txt by its name, with the same bytes", "skipped")
