@@ -133,7 +133,8 @@ def choose_offset(name: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     if extent >= MAX_EXTENT_METRES:
         raise ValueError(
             f"{name}: the cloud is {extent:,.0f} m long, more than {MAX_EXTENT_METRES:,.0f} m; "
-            f"remove stray points or cut it into tiles (corners {low.tolist()} and {high.tolist()})"
+            "remove stray points, cut it into tiles, or bring millimetres to metres "
+            f"(corners {low.tolist()} and {high.tolist()})"
         )
     return np.floor(low) if max(abs(low).max(), abs(high).max()) >= LARGE_METRES else _zero_offset()
 

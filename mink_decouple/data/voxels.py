@@ -128,7 +128,7 @@ def cell_keys(coords: np.ndarray, size: float, origin: np.ndarray | None = None)
     if bad >= 0:
         raise ValueError(
             f"point {bad} at {coords[bad].tolist()}: not finite or beyond {_HALF * size:g} m from the grid's origin, "
-            f"the reach of {size:g} m cells; subtract an offset or use larger cells"
+            f"the reach of {size:g} m cells; subtract an offset, bring millimetres to metres, or use larger cells"
         )
     return keys
 

@@ -232,7 +232,7 @@ class Wrong(FakeRaw):
             [Chunk(np.zeros((1, 3))), Chunk(np.zeros((1, 3)), labels=np.zeros(1, np.int64))],
             r"columns \['labels'\] after",
         ),
-        ([Chunk(np.array([[0.0, 0, 0], [4e4, 0, 0]]))], "remove stray points"),
+        ([Chunk(np.array([[0.0, 0, 0], [4e4, 0, 0]]))], "remove stray points, .* or bring millimetres to metres"),
     ],
     ids=range(10),
 )
