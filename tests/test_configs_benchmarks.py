@@ -1,4 +1,4 @@
-"""The configurations of S3DIS and ScanNet: the paper's schedule, grids and budgets, for both backbones."""
+"""The configurations of the four benchmarks: the paper's schedule, grids and budgets, for both backbones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mink_decouple.config import BACKBONES, Config, configs_dir, load_config
 from mink_decouple.data.budget import parse_budget
 
 DATASETS = ("s3dis", "scannet")
+OUTDOOR = ("semantic3d", "semantickitti")
 
 
 def config(name: str, backbone: str) -> Config:
@@ -15,7 +16,7 @@ def config(name: str, backbone: str) -> Config:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", (*DATASETS, *OUTDOOR))
 def test_the_schedule_is_the_papers(name: str, backbone: str) -> None:
     c = config(name, backbone)
     s = c.schedule
@@ -36,6 +37,31 @@ def test_randla_net_sees_the_crops_of_its_own_configuration(name: str) -> None:
     c = config(name, "randla")
     assert (c.data.grid, c.view.crop_points, c.model.variant) == (0.04, 40960, "5")
     assert c.data.features == ["xyz", "rgb"]
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "variant", "features"),
+    [("semantic3d", 65536, "5", ["xyz", "rgb"]), ("semantickitti", 45056, "4", ["xyz"])],
+)
+def test_randla_net_sees_the_crops_of_its_own_configuration_outdoors(
+    name: str, points: int, variant: str, features: list[str]
+) -> None:
+    c = config(name, "randla")
+    assert (c.data.grid, c.view.crop_points, c.model.variant, c.data.features) == (0.06, points, variant, features)
+    assert c.data.grid == config(name, "minkunet").data.grid  # hence the same labels
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", OUTDOOR)
+def test_the_smoke_variant_outdoors_is_the_same_chain_and_short(name: str, backbone: str) -> None:
+    full, smoke = config(name, backbone), config(f"smoke/{name}", backbone)
+    assert (smoke.data.features, smoke.data.dataset, smoke.data.centre) == (
+        full.data.features,
+        full.data.dataset,
+        full.data.centre,
+    )
+    s = smoke.schedule
+    assert s.steps * (s.pretrain.epochs + s.iterations * s.i_step.epochs) <= 100
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
