@@ -23,10 +23,18 @@ UNFINISHED = "unfinished.jsonl"
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a scene was read from: its name relative to the dataset's root, and its bytes."""
+    """A file that a scene was read from.
+
+    Attributes:
+        file: its name relative to the dataset's root.
+        bytes: its size.
+        modified: when it was last written, nanoseconds since 1970. Label files of one scan all have one size, so size
+            alone does not tell a new download from an old one.
+    """
 
     file: str
     bytes: int
+    modified: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ _FEATURES = {"rgb": (np.uint8, (3,)), "intensity": (np.float32, ()), "remission"
 
 
 def sources(raw: RawDataset, scene: RawScene) -> tuple[Source, ...]:
-    """The fingerprint of a scene: its files' names relative to the root, and their sizes.
+    """The fingerprint of a scene: its files' names relative to the root, their sizes and times.
 
     Raises:
         FileNotFoundError: one of them is gone.
@@ -30,7 +30,8 @@ def sources(raw: RawDataset, scene: RawScene) -> tuple[Source, ...]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; scene '{scene.name}' is read from it")
         name = path.relative_to(raw.root) if path.is_relative_to(raw.root) else path
-        found.append(Source(name.as_posix(), path.stat().st_size))
+        state = path.stat()
+        found.append(Source(name.as_posix(), state.st_size, state.st_mtime_ns))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ class RawScene:
         name: unique in the dataset, a valid file name (S3DIS: ``Area_5_office_1``; SemanticKITTI: ``08_000123``).
         split: the split it belongs to by default, "train", "val" or "test".
         group: the part of the dataset that splits are made of (S3DIS: ``Area_5``; SemanticKITTI: ``08``; else "").
-        files: the files it is read from; their names and sizes are its fingerprint.
+        files: the files it is read from; their names, sizes and times are its fingerprint.
         labelled: whether it has labels.
     """
 

@@ -97,6 +97,11 @@ def test_what_is_whole_is_kept_and_what_is_stale_or_damaged_is_made_anew(tmp_pat
     (prepared / "scenes" / "B_one.safetensors").unlink()
     assert prepare(FakeRaw, download, prepared, workers=1).done == ("A_one", "B_one")
     assert files(prepared) == before
+    changed = np.load(download / "C" / "one.npy")
+    changed[0, 0] += 1
+    np.save(download / "C" / "one.npy", changed)  # of the same size as before
+    os.utime(download / "C" / "one.npy", ns=(1, 1))
+    assert prepare(FakeRaw, download, prepared, workers=1).done == ("C_one",)
     np.save(download / "C" / "one.npy", np.load(download / "C" / "one.npy")[:100])
     assert prepare(FakeRaw, download, prepared, workers=1).done == ("C_one",)
     assert len(PreparedDataset(prepared).load("C_one")) == 100
