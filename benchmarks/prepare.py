@@ -3,7 +3,7 @@
 The scenes of the real samples are linked several times under new names, so that start-up does not count; stations of
 Semantic3D are made (`make_semantic3d.py`), since no sample of it is to be had.
 
-    python benchmarks/prepare.py --samples ../shared/data --copies 20 --points 1000000
+    python benchmarks/prepare.py --samples ../shared/data --copies 20 --points 500000
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the samples")
     parser.add_argument("--copies", type=int, default=20, help="scenes of each sample")
-    parser.add_argument("--points", type=int, default=1_000_000, help="points of a made station; there are nine")
+    parser.add_argument("--points", type=int, default=500_000, help="points of a made station; there are nine")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         for dataset, link in FORMATS.items():
