@@ -37,6 +37,54 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     Raises:
         ValueError: shapes that do not fit together.
     """
+    feats, kernel = _checked(feats, kernel, kernel_map)
+    out: Tensor = _Convolution.apply(feats, kernel, kernel_map)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def convolve_affine(
+    feats: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """``act(convolution(feats, kernel, kernel_map) * scale + shift + residual)`` without gradients, for inference.
+
+    Args:
+        feats: (n_in, C_in), as for :func:`convolution`.
+        kernel: (V, C_in, C_out).
+        kernel_map: which rows meet.
+        scale: (C_out,) float32 or float64.
+        shift: (C_out,), the same.
+        residual: (n_out, C_out), added last.
+        rectify: whether to end with a ReLU.
+
+    Returns:
+        (n_out, C_out), as :func:`convolution`.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    feats, kernel = _checked(feats, kernel, kernel_map)
+    if residual is not None:
+        if residual.shape != (kernel_map.n_out, kernel.shape[2]):
+            raise ValueError(
+                f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}"
+            )
+        residual = residual.to(feats.dtype)
+    if cpu_kernel.usable(feats):
+        epilogue = cpu_kernel.Epilogue(scale.float(), shift.float(), residual, rectify)
+        return cpu_kernel.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
+    out = gather_matmul_sum(feats, kernel, kernel_map.table) * scale.to(feats.dtype) + shift.to(feats.dtype)
+    out = out if residual is None else out + residual
+    return F.relu(out) if rectify else out
+
+
+def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
+    """Features and kernel in the dtype they are multiplied in."""
     volume = kernel_map.table.rows.shape[0]
     if feats.ndim != 2 or kernel.shape[:2] != (volume, feats.shape[1]):
         raise ValueError(
@@ -49,8 +97,7 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     dtype = feats.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)
-    return out if bias is None else out + bias.to(dtype)
+    return feats.to(dtype), kernel.to(dtype)
 
 
 class _Convolution(torch.autograd.Function):
@@ -72,31 +119,33 @@ class _Convolution(torch.autograd.Function):
         grad = grad.contiguous()
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                back = kernel.transpose(1, 2)
-                if kernel_map.reverse is None:
-                    grad_feats = gather_matmul_sum(grad, back.flip(0), kernel_map.table)
-                else:
-                    grad_feats = gather_matmul_sum(grad, back, kernel_map.reverse)
+                table, own = kernel_map.reverse, kernel_map.reverse is None
+                # A map of a coordinate set onto itself is its own opposite, with the offsets in reverse order.
+                table = kernel_map.table if table is None else table
+                grad_feats = gather_matmul_sum(grad, kernel.transpose(1, 2), table, opposite=own)
             if ctx.needs_input_grad[1]:
                 grad_kernel = gather_outer_sum(feats, grad, kernel_map.table)
         return grad_feats, grad_kernel, None
 
 
-def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
-    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        return gather_matmul_sum(x.float(), weights.float(), table).to(x.dtype)
+def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, opposite: bool = False) -> Tensor:
+    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd.
+
+    ``opposite`` takes ``weights[V - 1 - k]`` instead. bfloat16 is summed in float32 on a CPU.
+    """
     if cpu_kernel.usable(x):
-        return cpu_kernel.gather_matmul_sum(x, weights, table)
-    return gather_matmul_sum_torch(x, weights, table)
+        return cpu_kernel.gather_matmul_sum(x, weights, table, opposite)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        return gather_matmul_sum(x.float(), weights.float(), table, opposite).to(x.dtype)
+    return gather_matmul_sum_torch(x, weights.flip(0) if opposite else weights, table)
 
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
+    if cpu_kernel.usable(x):
+        return cpu_kernel.gather_outer_sum(x, y, table).to(x.dtype)
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
-    if cpu_kernel.usable(x):
-        return cpu_kernel.gather_outer_sum(x, y, table)
     return gather_outer_sum_torch(x, y, table)
 
 
