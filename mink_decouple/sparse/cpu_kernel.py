@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mink_decouple.sparse.bfloat16 import array, floats, store
+from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.cpu_tiles import (
     DOT_BFLOAT16,
     FUSED,
@@ -260,8 +260,10 @@ def _matmul_blocks(bfloat16: bool) -> Any:
         n, columns = out.shape
         volume, length = splits.shape[1] - 1, x.shape[1] // per_multiplicand
         full = columns + -columns % LANES
-        sums, spare = np.empty((BLOCK_ROWS, full), np.float32), np.empty(columns, np.float32)
-        result, others = out.reshape(-1), residual.reshape(-1)
+        sums, size = np.empty((BLOCK_ROWS, full), np.float32), group(columns)
+        flat, result, others, spare = sums.reshape(-1), out.reshape(-1), residual.reshape(-1), np.empty(size, np.float32)
+        if len(scale) > 0:
+            scale, shift = repeated(scale, size), repeated(shift, size)
         addresses = (x.ctypes.data, packed.ctypes.data, sums.ctypes.data, source.ctypes.data, target.ctypes.data)
         for block in range(first_block, last_block):
             first = block * BLOCK_ROWS
@@ -270,19 +272,24 @@ def _matmul_blocks(bfloat16: bool) -> Any:
             for k in range(volume):
                 if splits[block, k] < splits[block, k + 1] and length > 0:
                     gather(*addresses, splits[block, k], splits[block, k + 1], length, full, volume, k)
-            for i in range(count):
-                row = sums[i]
+            if full > columns:
+                for i in range(1, count):
+                    for c in range(columns):
+                        flat[i * columns + c] = flat[i * full + c]
+            for at in range(0, count * columns, size):
+                end = min(at + size, count * columns)
+                values = flat[at:end]
                 if len(scale) > 0:
-                    for c in range(columns):
-                        row[c] = row[c] * scale[c] + shift[c]
+                    for i in range(end - at):
+                        values[i] = values[i] * scale[i] + shift[i]
                 if added:
-                    other = floats(others, (first + i) * columns, (first + i + 1) * columns, spare)
-                    for c in range(columns):
-                        row[c] += other[c]
+                    other = floats(others, first * columns + at, first * columns + end, spare)
+                    for i in range(end - at):
+                        values[i] += other[i]
                 if rectify:
-                    for c in range(columns):
-                        row[c] = max(row[c], np.float32(0))
-                store(row[:columns], result, (first + i) * columns)
+                    for i in range(end - at):
+                        values[i] = max(values[i], np.float32(0))
+                store(values, result, first * columns + at)
 
     return run
 

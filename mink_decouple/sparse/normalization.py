@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mink_decouple.sparse.bfloat16 import array, floats, store
+from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.threads import share
 
 _CHUNK = 512
-_VALUES = 512
-"""Values worked on at a time. Rows are taken in groups of about so many values, with the channels' parameters repeated
-to the same length: loops over the few channels of one row would be too short for vector instructions."""
 
 
 def folded(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -133,20 +130,6 @@ class _Normalize(torch.autograd.Function):
 
 
 @numba.njit(nogil=True)
-def _group(channels):
-    """Values of a group of whole rows."""
-    return max(1, _VALUES // max(channels, 1)) * channels
-
-
-@numba.njit(nogil=True)
-def _repeated(parameter, length):
-    out = np.empty(length, np.float32)
-    for i in range(length):
-        out[i] = parameter[i % len(parameter)]
-    return out
-
-
-@numba.njit(nogil=True)
 def _summed(partial, channels):
     """Sums of the rows of a group, (channels,)."""
     total = np.zeros(channels, np.float32)
@@ -159,7 +142,7 @@ def _summed(partial, channels):
 @numba.njit(cache=True, nogil=True)
 def _chunk_moments(x, means, squares, first, last):
     n, channels = x.shape
-    flat, size = x.reshape(-1), _group(channels)
+    flat, size = x.reshape(-1), group(channels)
     room, partial = np.empty(size, np.float32), np.empty(size, np.float32)
     for chunk in range(first, last):
         start, end = chunk * _CHUNK * channels, min(n, (chunk + 1) * _CHUNK) * channels
@@ -172,12 +155,12 @@ def _chunk_moments(x, means, squares, first, last):
         for c in range(channels):
             mean[c] /= np.float32((end - start) // channels)
             means[chunk, c] = mean[c]
-        repeated = _repeated(mean, size)
+        means_again = repeated(mean, size)
         partial[:] = 0
         for at in range(start, end, size):
             values = floats(flat, at, min(at + size, end), room)
             for i in range(len(values)):
-                difference = values[i] - repeated[i]
+                difference = values[i] - means_again[i]
                 partial[i] += difference * difference
         squares[chunk] = _summed(partial, channels)
 
@@ -210,9 +193,9 @@ def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum
 @numba.njit(cache=True, nogil=True)
 def _apply(x, residual, out, affine, plain, rectify, first, last):
     n, channels = x.shape
-    flat, others, target, size = x.reshape(-1), residual.reshape(-1), out.reshape(-1), _group(channels)
+    flat, others, target, size = x.reshape(-1), residual.reshape(-1), out.reshape(-1), group(channels)
     floor = np.float32(0 if rectify else -np.inf)
-    scale, shift = _repeated(affine[2], size), _repeated(affine[3], size)
+    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
     room, more, result = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     stop = min(n, last * _CHUNK) * channels
     for at in range(first * _CHUNK * channels, stop, size):
@@ -269,8 +252,8 @@ def _gated(x, out, grad, scale, shift, gate, result):
 @numba.njit(cache=True, nogil=True)
 def _chunk_gradients(x, out, grad, affine, sums, gate, first, last):
     n, channels = x.shape
-    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), _group(channels)
-    mean, scale, shift = _repeated(affine[0], size), _repeated(affine[2], size), _repeated(affine[3], size)
+    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
+    mean, scale, shift = repeated(affine[0], size), repeated(affine[2], size), repeated(affine[3], size)
     rooms = np.empty((4, size), np.float32)
     total, projected, g = np.empty(size, np.float32), np.empty(size, np.float32), rooms[3]
     for chunk in range(first, last):
@@ -291,10 +274,10 @@ def _chunk_gradients(x, out, grad, affine, sums, gate, first, last):
 @numba.njit(cache=True, nogil=True)
 def _input_gradients(x, out, grad, affine, coefficients, grad_x, masked, kept, gate, first, last):
     n, channels = x.shape
-    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), _group(channels)
+    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
     targets, kepts = grad_x.reshape(-1), masked.reshape(-1)
-    scale, shift = _repeated(affine[2], size), _repeated(affine[3], size)
-    slope, level = _repeated(coefficients[1], size), _repeated(coefficients[2], size)
+    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
+    slope, level = repeated(coefficients[1], size), repeated(coefficients[2], size)
     rooms = np.empty((4, size), np.float32)
     stop = min(n, last * _CHUNK) * channels
     for at in range(first * _CHUNK * channels, stop, size):

@@ -1,4 +1,7 @@
-"""bfloat16 in compiled loops: NumPy has no such type, so the bits travel as int16 and are widened as they are read."""
+"""Loops over rows of float32 or bfloat16 features.
+
+NumPy has no bfloat16, so the bits travel as int16 and are widened as they are read.
+"""
 
 # mypy: allow-untyped-defs
 # numba infers the types of the functions it compiles.
@@ -18,6 +21,26 @@ def array(values: Tensor) -> np.ndarray:
     values = values.detach()
     bits: np.ndarray = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
     return bits
+
+
+_VALUES = 512
+"""Values worked on at a time. Rows are taken in groups of about so many values, with the channels' parameters repeated
+to the same length: loops over the few channels of one row would be too short for vector instructions."""
+
+
+@numba.njit(nogil=True)
+def group(channels):
+    """How many values a group of whole rows has."""
+    return max(1, _VALUES // max(channels, 1)) * channels
+
+
+@numba.njit(nogil=True)
+def repeated(parameter, length):
+    """The values of the channels, over and over, up to a length."""
+    out = np.empty(length, np.float32)
+    for i in range(length):
+        out[i] = parameter[i % len(parameter)]
+    return out
 
 
 @numba.njit(nogil=True)
