@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.cpu_tiles import (
     DOT_BFLOAT16,
     FUSED,
@@ -32,16 +31,17 @@ from mink_decouple.sparse.cpu_tiles import (
     STRIP,
     dense_strip,
     gather_strip,
-    pack_strip,
+    pack_pairs,
 )
 from mink_decouple.sparse.kernel_map import NeighborTable
+from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.threads import share
 
 BLOCK_ROWS = 256
 _DEPTH = 128
 """Multiplicands of a row worked on at a time: that many rows of a strip of weights fit in the first-level cache."""
-_CHUNK = 96
-"""Pairs packed at a time for the weight gradient."""
+_CHUNK = 64
+"""Pairs multiplied at a time for the weight gradient, fewer where rows are long: they stay in the first-level cache."""
 _NEAR_BLOCKS = 4
 _SEGMENTS = 8
 _SEGMENT_BLOCKS = 4
@@ -129,17 +129,20 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     segments = max(1, min(_SEGMENTS, len(blocks.splits) // _SEGMENT_BLOCKS))
     parts = volume if segments == 1 else min(3, volume)
     partial = torch.empty(segments, volume, x.shape[1], _padded(y.shape[1]))
-    half = x.dtype == torch.bfloat16
+    half, missing = x.dtype == torch.bfloat16, -y.shape[1] % LANES
+    columns = y.shape[1]
+    if missing and not half:
+        y = torch.nn.functional.pad(y, (0, missing))
     arrays = (array(x.contiguous()), array(y.contiguous()), partial.numpy())
     lists = (blocks.source, blocks.target, blocks.splits, parts)
     run = _outer_bfloat16 if half else _outer_float32
     share(
         lambda first, end: run(*arrays, *lists, first, end),
         segments * parts,
-        2 * blocks.pairs * x.shape[1] * y.shape[1],
+        2 * blocks.pairs * x.shape[1] * columns,
     )
     total = partial[0] if segments == 1 else partial.sum(0)
-    return total[..., : y.shape[1]].contiguous()
+    return total[..., :columns].contiguous()
 
 
 def _padded(columns: int) -> int:
@@ -226,27 +229,32 @@ def _gathering(bfloat16: bool) -> Any:
 
 
 def _multiplying(bfloat16: bool) -> Any:
-    """Compiled ``add(x, y, out, depth, length, columns)``: adds the products of two packed chunks of ``length`` rows."""
+    """Compiled ``add(x, y, out, left, right, depth, length, columns, full)``: adds the products of a chunk of pairs.
+
+    float32 rows are read where they lie, those of x and y with the numbers at ``left`` and ``right``. bfloat16 ones are
+    packed, strip of columns by strip.
+    """
     one, two = dense_strip(1, bfloat16), dense_strip(2, bfloat16)
     three, four = (dense_strip(3, bfloat16), dense_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
 
     @numba.njit(nogil=True)
-    def add(x, y, out, depth, length, columns):
-        for row in range(0, depth, STRIP):
-            count = min(STRIP, depth - row)
-            wide = count + -count % LANES
-            left = x + 4 * length * row
-            for column in range(0, columns, STRIP):
-                vectors = min(MAX_VECTORS, (columns - column) // LANES)
-                right, sums = y + 4 * length * column, out + 4 * (row * columns + column)
+    def add(x, y, out, left, right, depth, length, full):
+        for row in range(0, depth, STRIP if bfloat16 else max(depth, 1)):
+            count = min(STRIP, depth - row) if bfloat16 else depth
+            rows = x + 4 * (length * row if bfloat16 else row)
+            x_stride = 4 * (count + -count % LANES) if bfloat16 else 4 * depth
+            for column in range(0, full, STRIP):
+                vectors = min(MAX_VECTORS, (full - column) // LANES)
+                y_stride = 4 * vectors * LANES if bfloat16 else 4 * full
+                strip, sums = y + 4 * column * (length if bfloat16 else 1), out + 4 * (row * full + column)
                 if vectors == 4:
-                    four(left, right, sums, count, length, 4 * wide, 4 * columns)
+                    four(rows, strip, sums, left, right, count, length, x_stride, y_stride, 4 * full)
                 elif vectors == 3:
-                    three(left, right, sums, count, length, 4 * wide, 4 * columns)
+                    three(rows, strip, sums, left, right, count, length, x_stride, y_stride, 4 * full)
                 elif vectors == 2:
-                    two(left, right, sums, count, length, 4 * wide, 4 * columns)
+                    two(rows, strip, sums, left, right, count, length, x_stride, y_stride, 4 * full)
                 else:
-                    one(left, right, sums, count, length, 4 * wide, 4 * columns)
+                    one(rows, strip, sums, left, right, count, length, x_stride, y_stride, 4 * full)
 
     return add
 
@@ -261,7 +269,12 @@ def _matmul_blocks(bfloat16: bool) -> Any:
         volume, length = splits.shape[1] - 1, x.shape[1] // per_multiplicand
         full = columns + -columns % LANES
         sums, size = np.empty((BLOCK_ROWS, full), np.float32), group(columns)
-        flat, result, others, spare = sums.reshape(-1), out.reshape(-1), residual.reshape(-1), np.empty(size, np.float32)
+        flat, result, others, spare = (
+            sums.reshape(-1),
+            out.reshape(-1),
+            residual.reshape(-1),
+            np.empty(size, np.float32),
+        )
         if len(scale) > 0:
             scale, shift = repeated(scale, size), repeated(shift, size)
         addresses = (x.ctypes.data, packed.ctypes.data, sums.ctypes.data, source.ctypes.data, target.ctypes.data)
@@ -294,55 +307,50 @@ def _matmul_blocks(bfloat16: bool) -> Any:
     return run
 
 
-def _packing(bfloat16: bool) -> Any:
-    """Compiled ``pack(x, rows, first, start, end, packed, none)``: rows ``first + rows[p]``, start <= p < end, by strips.
+_pack_1, _pack_2 = pack_pairs(1), pack_pairs(2)
+_pack_3, _pack_4 = (pack_pairs(3), pack_pairs(4)) if MAX_VECTORS == 4 else (_pack_2, _pack_2)
 
-    Zeros follow the last column of a row, and the last row of an odd number of bfloat16 ones.
+
+@numba.njit(nogil=True)
+def _pack_rows(x, rows, first, start, end, packed, none):
+    """bfloat16 rows ``first + rows[p]``, start <= p < end, interleaved in pairs strip of columns by strip.
+
+    Zeros follow the last column, and the last of an odd number of rows.
     """
-    one, two = pack_strip(1, bfloat16), pack_strip(2, bfloat16)
-    three, four = (pack_strip(3, bfloat16), pack_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
-    step = 2 if bfloat16 else 1
-
-    @numba.njit(nogil=True)
-    def pack(x, rows, first, start, end, packed, none):
-        columns, count = x.shape[1], end - start + (end - start) % step
-        lists, zeros, stride = rows.ctypes.data, none.ctypes.data, x.itemsize * columns
-        for column in range(0, columns, STRIP):
-            width = min(STRIP, columns - column)
-            vectors = -(-width // LANES)
-            place = packed.ctypes.data + packed.itemsize * count * column
-            source = x.ctypes.data + x.itemsize * column
-            if width < vectors * LANES:
-                for i in range(count):
-                    at = count * column + i // step * step * vectors * LANES + i % step
-                    row = first + rows[start + i] if start + i < end else -1
-                    for c in range(vectors * LANES):
-                        packed[at + c * step] = x[row, column + c] if c < width and row >= 0 else 0
-            elif vectors == 4:
-                four(place, source, lists, first, start, end, stride, zeros)
-            elif vectors == 3:
-                three(place, source, lists, first, start, end, stride, zeros)
-            elif vectors == 2:
-                two(place, source, lists, first, start, end, stride, zeros)
-            else:
-                one(place, source, lists, first, start, end, stride, zeros)
-
-    return pack
+    columns, count = x.shape[1], end - start + (end - start) % 2
+    lists, zeros, stride = rows.ctypes.data, none.ctypes.data, 2 * columns
+    for column in range(0, columns, STRIP):
+        width = min(STRIP, columns - column)
+        vectors = -(-width // LANES)
+        place, source = packed.ctypes.data + 2 * count * column, x.ctypes.data + 2 * column
+        if width < vectors * LANES:
+            for i in range(count):
+                at = count * column + i // 2 * 2 * vectors * LANES + i % 2
+                row = first + rows[start + i] if start + i < end else -1
+                for c in range(vectors * LANES):
+                    packed[at + 2 * c] = x[row, column + c] if c < width and row >= 0 else 0
+        elif vectors == 4:
+            _pack_4(place, source, lists, first, start, end, stride, zeros)
+        elif vectors == 3:
+            _pack_3(place, source, lists, first, start, end, stride, zeros)
+        elif vectors == 2:
+            _pack_2(place, source, lists, first, start, end, stride, zeros)
+        else:
+            _pack_1(place, source, lists, first, start, end, stride, zeros)
 
 
 def _outer_segments(bfloat16: bool) -> Any:
     multiply = _multiplying(bfloat16)
-    pack = _packing(bfloat16)
-    per_multiplicand = 2 if bfloat16 else 1
 
     @numba.njit(nogil=True)
     def run(x, y, partial, source, target, splits, parts, first, last):
         """Work items are pairs of a segment of the blocks and a share of the offsets, the share running fastest."""
         segments, volume, depth, full = partial.shape
         blocks = splits.shape[0]
-        left = np.empty(_CHUNK * (depth + -depth % LANES), x.dtype)
-        right = np.empty(_CHUNK * full, y.dtype)
-        addresses, none = (left.ctypes.data, right.ctypes.data), np.zeros(STRIP, x.dtype)
+        size = max(16, min(_CHUNK, _CHUNK * 128 // full))
+        room = size if bfloat16 else 0
+        left, right = np.empty(room * (depth + -depth % LANES), x.dtype), np.empty(room * full, y.dtype)
+        none = np.zeros(STRIP, x.dtype)
         for item in range(first, last):
             segment, part = item // parts, item % parts
             first_k, last_k = volume * part // parts, volume * (part + 1) // parts
@@ -354,13 +362,19 @@ def _outer_segments(bfloat16: bool) -> Any:
                     out = partial.ctypes.data + 4 * (segment * volume + k) * depth * full
                     for block in range(near, min(near + _NEAR_BLOCKS, last_block)):
                         pairs = splits[block, k + 1] - splits[block, k]
-                        chunks = -(-pairs // _CHUNK)
+                        chunks = -(-pairs // size)
                         for chunk in range(chunks):
                             start = splits[block, k] + pairs * chunk // chunks
                             end = splits[block, k] + pairs * (chunk + 1) // chunks
-                            pack(x, source, 0, start, end, left, none)
-                            pack(y, target, block * BLOCK_ROWS, start, end, right, none)
-                            multiply(*addresses, out, depth, -(-(end - start) // per_multiplicand), full)
+                            if bfloat16:
+                                _pack_rows(x, source, 0, start, end, left, none)
+                                _pack_rows(y, target, block * BLOCK_ROWS, start, end, right, none)
+                                addresses = (left.ctypes.data, right.ctypes.data, out, 0, 0)
+                                multiply(*addresses, depth, (end - start + 1) // 2, full)
+                            else:
+                                rows = y.ctypes.data + 4 * block * BLOCK_ROWS * full
+                                lists = (source.ctypes.data + 4 * start, target.ctypes.data + 4 * start)
+                                multiply(x.ctypes.data, rows, out, *lists, depth, end - start, full)
 
     return run
 

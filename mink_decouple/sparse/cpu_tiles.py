@@ -91,9 +91,12 @@ class _Tile:
         return self.builder.call(self.multiply, order)
 
     def loop(
-        self, length: ir.Value, first: list[ir.Value], scalars: Callable[[ir.Value], list[ir.Value]], strip: ir.Value
+        self,
+        length: ir.Value,
+        scalars: Callable[[ir.Value], list[ir.Value]],
+        strip: Callable[[ir.Value], ir.Value],
     ) -> list[ir.Value]:
-        """Sums after ``for i in range(length)``, not empty; ``strip`` is the address of rows of ``vectors``."""
+        """Sums over ``for i in range(length)``, not empty, of the scalars times the vectors at these addresses."""
         b, long = self.builder, length.type
         before = b.block
         body, after = b.append_basic_block("body"), b.append_basic_block("after")
@@ -101,11 +104,11 @@ class _Tile:
         b.position_at_end(body)
         i = b.phi(long)
         i.add_incoming(long(0), before)
-        sums = [b.phi(self.vector) for _ in first]
-        for phi, value in zip(sums, first):
-            phi.add_incoming(value, before)
+        sums = [b.phi(self.vector) for _ in range(self.rows * self.vectors)]
+        for phi in sums:
+            phi.add_incoming(ir.Constant(self.vector, [0.0] * LANES), before)
         splats = [self.splat(load(b, address, self.element)) for address in scalars(i)]
-        row = b.add(strip, b.mul(i, long(4 * LANES * self.vectors)))
+        row = strip(i)
         vectors = [load(b, b.add(row, long(4 * LANES * v)), self.operand) for v in range(self.vectors)]
         new = [
             self.add(splats[r], vectors[v], sums[r * self.vectors + v])
@@ -128,9 +131,6 @@ class _Tile:
                 address = b.add(row, row.type(4 * LANES * v))
                 total = b.fadd(load(b, address, self.vector), sums[r * self.vectors + v])
                 b.store(total, b.inttoptr(address, self.vector.as_pointer())).align = 4
-
-    def zeros(self) -> list[ir.Value]:
-        return [ir.Constant(self.vector, [0.0] * LANES)] * (self.rows * self.vectors)
 
 
 def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
@@ -177,7 +177,9 @@ def _gather_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
                 following = [address(x, source, rows + r, x_stride) for r in range(rows)]
                 _prefetch(b, following, b.shl(length, long(2)))
             sums = kernel.loop(
-                length, kernel.zeros(), lambda i: [b.add(start, b.shl(i, long(2))) for start in inputs], w
+                length,
+                lambda i: [b.add(start, b.shl(i, long(2))) for start in inputs],
+                lambda i: b.add(w, b.mul(i, long(4 * LANES * vectors))),
             )
             kernel.update([address(out, target, r, out_stride) for r in range(rows)], sums)
             return context.get_dummy_value()
@@ -188,23 +190,29 @@ def _gather_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
 
 
 def _dense_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
-    """``out[r] += sum_i x[i, r] * y[i]`` for r < rows and one strip of columns."""
+    """``out[r] += sum_i x[i, r] * y[i]`` for r < rows and one strip of columns.
+
+    Row i is that of float32 ``x`` and ``y`` whose numbers stand at ``left[i]`` and ``right[i]``; bfloat16 rows are packed.
+    """
 
     @intrinsic
-    def tile(typing_context, x, y, out, length, x_stride, out_stride):
+    def tile(typing_context, x, y, out, left, right, length, x_stride, y_stride, out_stride):
         def emit(context, builder, signature, arguments):
-            x, y, out, length, x_stride, out_stride = arguments
+            x, y, out, left, right, length, x_stride, y_stride, out_stride = arguments
             b, kernel, long = builder, _Tile(builder, rows, vectors, bfloat16), length.type
 
             def scalars(i: ir.Value) -> list[ir.Value]:
-                row = b.add(x, b.mul(i, x_stride))
+                row = b.add(x, b.mul(i if bfloat16 else _index(b, left, i), x_stride))
                 return [b.add(row, long(4 * r)) for r in range(rows)]
 
-            sums = kernel.loop(length, kernel.zeros(), scalars, y)
+            def strip(i: ir.Value) -> ir.Value:
+                return b.add(y, b.mul(i if bfloat16 else _index(b, right, i), y_stride))
+
+            sums = kernel.loop(length, scalars, strip)
             kernel.update([b.add(out, b.mul(out_stride, long(r))) for r in range(rows)], sums)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 6), emit
+        return types.void(*[types.intp] * 9), emit
 
     return tile
 
@@ -224,15 +232,13 @@ def _counted(builder: ir.IRBuilder, count: ir.Value, body: Callable[[ir.Value], 
     b.position_at_end(after)
 
 
-def pack_strip(vectors: int, bfloat16: bool = False) -> Any:
-    """An intrinsic ``pack(packed, x, rows, first, start, end, stride, none)``: rows of one strip side by side.
+def pack_pairs(vectors: int) -> Any:
+    """An intrinsic ``pack(packed, x, rows, first, start, end, stride, none)``: bfloat16 rows of one strip, interleaved.
 
-    It copies ``vectors * LANES`` values from each row ``first + rows[p]``, start <= p < end and not empty. bfloat16 rows
-    are interleaved in pairs, an odd last one with those at ``none``. All arguments are integers; ``stride`` in bytes.
+    It joins the rows ``first + rows[p]`` and ``first + rows[p + 1]``, start <= p < end and not empty, value by value; an
+    odd last one is joined with that at ``none``. All arguments are integers; ``stride`` in bytes.
     """
-    step = 2 if bfloat16 else 1
-    part = ir.VectorType(ir.IntType(16 if bfloat16 else 32), LANES)
-    size = part.element.width // 8 * LANES
+    part = ir.VectorType(ir.IntType(16), LANES)
     order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
 
     @intrinsic
@@ -245,21 +251,17 @@ def pack_strip(vectors: int, bfloat16: bool = False) -> Any:
                 return b.add(x, b.mul(b.add(first, _index(b, rows, p)), stride))
 
             def body(i: ir.Value) -> None:
-                p = b.add(start, b.mul(i, long(step)))
-                sources = [address(p)]
-                if bfloat16:
-                    following = b.add(p, long(1))
-                    last = b.icmp_signed(">=", following, end)
-                    sources.append(b.select(last, none, address(b.select(last, p, following))))
+                p = b.add(start, b.shl(i, long(1)))
+                following = b.add(p, long(1))
+                last = b.icmp_signed(">=", following, end)
+                sources = address(p), b.select(last, none, address(b.select(last, p, following)))
                 for v in range(vectors):
-                    values = [load(b, b.add(source, long(size * v)), part, 2 * (3 - step)) for source in sources]
-                    value = values[0]
-                    if bfloat16:
-                        value = b.shuffle_vector(*values, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
+                    even, odd = (load(b, b.add(source, long(2 * LANES * v)), part, 2) for source in sources)
+                    both = b.shuffle_vector(even, odd, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
                     place = b.add(packed, b.mul(b.add(b.mul(i, long(vectors)), long(v)), long(4 * LANES)))
-                    b.store(value, b.inttoptr(place, value.type.as_pointer())).align = 4
+                    b.store(both, b.inttoptr(place, both.type.as_pointer())).align = 4
 
-            _counted(b, b.sdiv(b.add(b.sub(end, start), long(step - 1)), long(step)), body)
+            _counted(b, b.sdiv(b.add(b.sub(end, start), long(1)), long(2)), body)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 8), emit
@@ -294,24 +296,25 @@ def gather_strip(vectors: int, bfloat16: bool = False) -> Any:
 
 
 def dense_strip(vectors: int, bfloat16: bool = False) -> Any:
-    """A compiled ``strip(x, y, out, count, length, x_stride, out_stride)``: ``out += x^T y``.
+    """A compiled ``strip(x, y, out, left, right, count, length, x_stride, y_stride, out_stride)``: ``out += x^T y``.
 
-    Addresses of x (length, count) and y (length, vectors * LANES) in 4-byte multiplicands, and of out; strides in bytes.
+    Addresses of x (rows of ``count`` 4-byte multiplicands), y (rows of ``vectors * LANES``) and out; of the int32 numbers
+    of the ``length`` rows of x and y that meet, unless they are packed bfloat16; strides in bytes.
     """
     tall, middle, single = _DENSE_ROWS[vectors]
     tall_tile, middle_tile, single_tile = (_dense_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))
 
     @numba.njit(nogil=True)
-    def strip(x, y, out, count, length, x_stride, out_stride):
+    def strip(x, y, out, left, right, count, length, x_stride, y_stride, out_stride):
         a = 0
         while a + tall <= count:
-            tall_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            tall_tile(x + 4 * a, y, out + a * out_stride, left, right, length, x_stride, y_stride, out_stride)
             a += tall
         while a + middle <= count:
-            middle_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            middle_tile(x + 4 * a, y, out + a * out_stride, left, right, length, x_stride, y_stride, out_stride)
             a += middle
         while a < count:
-            single_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            single_tile(x + 4 * a, y, out + a * out_stride, left, right, length, x_stride, y_stride, out_stride)
             a += 1
 
     return strip

@@ -71,9 +71,7 @@ def convolve_affine(
     feats, kernel = _checked(feats, kernel, kernel_map)
     if residual is not None:
         if residual.shape != (kernel_map.n_out, kernel.shape[2]):
-            raise ValueError(
-                f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}"
-            )
+            raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
         residual = residual.to(feats.dtype)
     if cpu_kernel.usable(feats):
         epilogue = cpu_kernel.Epilogue(scale.float(), shift.float(), residual, rectify)

@@ -174,7 +174,9 @@ def conv_norm(
     kernel, kernel_map, onto = conv.plan(x)
     scale, shift = folded(bn)
     out = onto(
-        convolve_affine(x.feats, kernel, kernel_map, scale, shift, None if residual is None else residual.feats, rectify)
+        convolve_affine(
+            x.feats, kernel, kernel_map, scale, shift, None if residual is None else residual.feats, rectify
+        )
     )
     if residual is not None:
         _check_same_voxels(out, residual)

@@ -1,5 +1,5 @@
-import dataclasses
 import configparser
+import dataclasses
 import sys
 from pathlib import Path
 
