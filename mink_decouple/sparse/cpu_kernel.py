@@ -203,7 +203,7 @@ def _pack_weights(weights, opposite, packed):
 
 
 def _gathering(bfloat16: bool) -> Any:
-    """Compiled ``add(x, w, out, source, target, start, end, length, stride, columns, volume, k)`` for a group of pairs."""
+    """Compiled ``add(x, w, out, source, target, start, end, length, columns, volume, k)`` for a group of pairs."""
     one, two = gather_strip(1, bfloat16), gather_strip(2, bfloat16)
     three, four = (gather_strip(3, bfloat16), gather_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
 
@@ -229,7 +229,7 @@ def _gathering(bfloat16: bool) -> Any:
 
 
 def _multiplying(bfloat16: bool) -> Any:
-    """Compiled ``add(x, y, out, left, right, depth, length, columns, full)``: adds the products of a chunk of pairs.
+    """Compiled ``add(x, y, out, left, right, depth, length, full)``: adds the products of a chunk of pairs.
 
     float32 rows are read where they lie, those of x and y with the numbers at ``left`` and ``right``. bfloat16 ones are
     packed, strip of columns by strip.

@@ -19,10 +19,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-_NAME = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+# numba takes another target from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
+_CONFIG: Any = numba.config
+_NAME = _CONFIG.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 _FEATURES = (
-    {name[1:]: name[0] == "+" for name in numba.config.CPU_FEATURES.split(",") if name}
-    if numba.config.CPU_FEATURES
+    {name[1:]: name[0] == "+" for name in _CONFIG.CPU_FEATURES.split(",") if name}
+    if _CONFIG.CPU_FEATURES
     else llvmlite.binding.get_host_cpu_features()
 )
 WIDE = bool(_FEATURES.get("avx512f"))
@@ -192,7 +194,7 @@ def _gather_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
 def _dense_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
     """``out[r] += sum_i x[i, r] * y[i]`` for r < rows and one strip of columns.
 
-    Row i is that of float32 ``x`` and ``y`` whose numbers stand at ``left[i]`` and ``right[i]``; bfloat16 rows are packed.
+    Row i is that of float32 ``x`` and ``y`` whose numbers stand at ``left[i]`` and ``right[i]``; bfloat16 is packed.
     """
 
     @intrinsic
@@ -233,10 +235,10 @@ def _counted(builder: ir.IRBuilder, count: ir.Value, body: Callable[[ir.Value], 
 
 
 def pack_pairs(vectors: int) -> Any:
-    """An intrinsic ``pack(packed, x, rows, first, start, end, stride, none)``: bfloat16 rows of one strip, interleaved.
+    """An intrinsic ``pack(packed, x, rows, first, start, end, stride, none)``: bfloat16 rows of one strip, in pairs.
 
-    It joins the rows ``first + rows[p]`` and ``first + rows[p + 1]``, start <= p < end and not empty, value by value; an
-    odd last one is joined with that at ``none``. All arguments are integers; ``stride`` in bytes.
+    It joins the rows ``first + rows[p]`` and ``first + rows[p + 1]``, start <= p < end and not empty, value by value;
+    an odd last one is joined with that at ``none``. All arguments are integers; ``stride`` in bytes.
     """
     part = ir.VectorType(ir.IntType(16), LANES)
     order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
@@ -298,8 +300,8 @@ def gather_strip(vectors: int, bfloat16: bool = False) -> Any:
 def dense_strip(vectors: int, bfloat16: bool = False) -> Any:
     """A compiled ``strip(x, y, out, left, right, count, length, x_stride, y_stride, out_stride)``: ``out += x^T y``.
 
-    Addresses of x (rows of ``count`` 4-byte multiplicands), y (rows of ``vectors * LANES``) and out; of the int32 numbers
-    of the ``length`` rows of x and y that meet, unless they are packed bfloat16; strides in bytes.
+    Addresses of x (rows of ``count`` 4-byte multiplicands), y (rows of ``vectors * LANES``) and out; of the int32
+    numbers of the ``length`` rows of x and y that meet, unless they are packed bfloat16; strides in bytes.
     """
     tall, middle, single = _DENSE_ROWS[vectors]
     tall_tile, middle_tile, single_tile = (_dense_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))

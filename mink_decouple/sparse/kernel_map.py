@@ -319,7 +319,7 @@ def _pack(coords, keys):
 
 @numba.njit(cache=True, nogil=True)
 def _number_runs(values, order, unique, number):
-    """The distinct ones of sorted values, and for each row in ``order`` the number of its value; returns their count."""
+    """The distinct ones of sorted values, and for each row in ``order`` the number of its value; returns the count."""
     count = 0
     for i in range(len(values)):
         if i == 0 or values[i] != values[i - 1]:

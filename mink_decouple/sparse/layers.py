@@ -172,12 +172,8 @@ def conv_norm(
     if not inference or conv.kernel_size == 1 or conv.bias is not None:
         return norm(conv(x), residual, rectify)
     kernel, kernel_map, onto = conv.plan(x)
-    scale, shift = folded(bn)
-    out = onto(
-        convolve_affine(
-            x.feats, kernel, kernel_map, scale, shift, None if residual is None else residual.feats, rectify
-        )
-    )
+    added = None if residual is None else residual.feats
+    out = onto(convolve_affine(x.feats, kernel, kernel_map, *folded(bn), added, rectify))
     if residual is not None:
         _check_same_voxels(out, residual)
     return out
