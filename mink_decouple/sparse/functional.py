@@ -11,6 +11,7 @@ for bit on a CPU.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -86,18 +87,27 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tenso
     """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd."""
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_matmul_sum(x.float(), weights.float(), table).to(x.dtype)
-    if cpu_kernel.usable(x):
-        return cpu_kernel.gather_matmul_sum(x, weights, table)
-    return gather_matmul_sum_torch(x, weights, table)
+    fused = _fused(x)
+    out: Tensor = (fused.gather_matmul_sum if fused else gather_matmul_sum_torch)(x, weights, table)
+    return out
 
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
-    if cpu_kernel.usable(x):
-        return cpu_kernel.gather_outer_sum(x, y, table)
-    return gather_outer_sum_torch(x, y, table)
+    fused = _fused(x)
+    out: Tensor = (fused.gather_outer_sum if fused else gather_outer_sum_torch)(x, y, table)
+    return out
+
+
+def _fused(x: Tensor) -> ModuleType | None:
+    """The module whose kernels take ``x``; None: plain torch operations."""
+    if x.is_cuda:
+        from mink_decouple.sparse import triton_kernel
+
+        return triton_kernel if triton_kernel.usable(x) else None
+    return cpu_kernel if cpu_kernel.usable(x) else None
 
 
 def gather_matmul_sum_torch(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:

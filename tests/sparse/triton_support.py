@@ -1,0 +1,48 @@
+"""Where Triton's kernels are tested: compiled on a GPU where there is one, else in Triton's interpreter on the CPU.
+
+Import this module before any kernel: it decides which of the two happens and skips where Triton is missing.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    # Read when Triton's own functions are defined, so it must stand before the first import.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+# Two faults of the interpreter (triton 3.6.0 with NumPy 2.4) are mended here; compiled kernels never see them.
+_patch_lang_tensor = interpreter._patch_lang_tensor
+_create_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _patch_with_index(tensor: Any, scope: Any) -> None:
+    _patch_lang_tensor(tensor, scope)
+    # Scalars are arrays of one element there, which NumPy 2.4 no longer takes for an integer.
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_with_index
+
+
+def _wide(handle: Any) -> Any:
+    if handle.dtype != tl.bfloat16:
+        return handle
+    return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _create_dot_of_values(self: Any, a: Any, b: Any, *others: Any) -> Any:
+    # bfloat16 is kept as its bits, which the interpreter's matrix product takes for integers.
+    return _create_dot(self, _wide(a), _wide(b), *others)
+
+
+interpreter.InterpreterBuilder.create_dot = _create_dot_of_values
