@@ -201,6 +201,12 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
         table = np.full((kernel_size**3, len(keys)), -1, dtype=np.int32)
         _merge_submanifold(keys.numpy(), rows, kernel_size, stride, table)
         return KernelMap(NeighborTable(torch.from_numpy(table), len(keys)))
+    from mink_decouple.sparse import triton_maps, triton_runtime
+
+    if triton_runtime.works(keys.device):
+        return KernelMap(
+            NeighborTable(triton_maps.submanifold_table(keys, order, kernel_size, stride), len(keys))
+        )
     return KernelMap(NeighborTable(submanifold_table_torch(keys, order, kernel_size, stride), len(keys)))
 
 
