@@ -204,9 +204,7 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
     from mink_decouple.sparse import triton_maps, triton_runtime
 
     if triton_runtime.works(keys.device):
-        return KernelMap(
-            NeighborTable(triton_maps.submanifold_table(keys, order, kernel_size, stride), len(keys))
-        )
+        return KernelMap(NeighborTable(triton_maps.submanifold_table(keys, order, kernel_size, stride), len(keys)))
     return KernelMap(NeighborTable(submanifold_table_torch(keys, order, kernel_size, stride), len(keys)))
 
 

@@ -31,19 +31,27 @@ _PROGRAMS = 528
 _SHORTEST = 128
 _REDUCE = 512
 
-# The first of each list is the default. Exact float32 runs on the ordinary arithmetic units, where large tiles spill.
+# The first of each list is the default. Three stages hold two steps of features, five hold three: the rows to gather
+# are loaded ahead of them. Exact float32 runs on the ordinary arithmetic units, where large tiles spill.
 _MATMUL_16 = [
     Tile(128, 64, 32, 4, 3),
-    Tile(128, 128, 32, 8, 3),
-    Tile(128, 128, 64, 8, 3),
     Tile(128, 64, 64, 4, 3),
-    Tile(64, 64, 64, 4, 4),
-    Tile(64, 128, 64, 4, 3),
-    Tile(64, 32, 32, 4, 4),
+    Tile(128, 64, 32, 4, 5),
+    Tile(128, 128, 32, 8, 5),
+    Tile(128, 128, 64, 8, 3),
+    Tile(64, 128, 32, 4, 5),
+    Tile(64, 64, 64, 4, 5),
+    Tile(64, 32, 32, 4, 5),
 ]
-_MATMUL_32 = [Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3), Tile(128, 32, 16, 4, 3)]
-_OUTER_16 = [Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 32, 8, 3), Tile(32, 32, 64, 4, 3)]
-_OUTER_32 = [Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3), Tile(64, 32, 32, 4, 3)]
+_MATMUL_32 = [Tile(64, 64, 32, 4, 3), Tile(128, 64, 16, 8, 3), Tile(64, 32, 32, 4, 5), Tile(128, 32, 16, 4, 5)]
+_OUTER_16 = [
+    Tile(64, 64, 64, 4, 3),
+    Tile(64, 64, 32, 4, 5),
+    Tile(128, 64, 32, 8, 5),
+    Tile(128, 128, 32, 8, 3),
+    Tile(32, 32, 64, 4, 5),
+]
+_OUTER_32 = [Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 5), Tile(64, 32, 32, 4, 3)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue
             columns = -(-b // tile.columns)
             # Arguments that a flag turns off are never read; any tensor stands in for them.
             _matmul_tiles[(len(tiles.counts) * columns,)](
-                x, weights, sums, out if last else sums, group.rows, group.order, tiles.lists, tiles.counts,
+                x, weights, sums, out if last else sums, group.order, tiles.counts, tiles.lists, tiles.rows,
                 _or(end.scale, out), _or(end.shift, out), _or(end.residual, out),
                 n, len(group.rows), a, b, group.first, *weights.stride(),
                 ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None,
@@ -168,7 +176,7 @@ def _length(where: Layout, tiles: int) -> int:
 
 @jit("n", "volume", "first")
 def _matmul_tiles(
-    x, weights, sums, out, rows, order, lists, counts, scale, shift, residual,
+    x, weights, sums, out, order, counts, lists, rows, scale, shift, residual,
     n, volume, a, b, first, stride_k, stride_a, stride_b,
     ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -176,41 +184,43 @@ def _matmul_tiles(
     # Programs that share input rows follow each other.
     across = tl.cdiv(b, COLUMNS)
     tile = tl.program_id(0) // across
-    place = tile * ROWS + tl.arange(0, ROWS)
+    within = tl.arange(0, ROWS)
+    place = tile * ROWS + within
     inside = place < n
     column = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
-    within = column < b
+    valid = column < b
     blocks = tl.cdiv(a, DEPTH)
     depth = tl.arange(0, DEPTH)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     # One flat loop over offsets and channels, so that loads of the next steps overlap with the products of this one.
     for step in range(tl.load(counts + tile) * blocks):
-        k = tl.load(lists + tl.cast(tile, tl.int64) * volume + step // blocks)
+        item = tl.cast(tile, tl.int64) * volume + step // blocks
+        k = tl.load(lists + item)
+        row = tl.load(rows + item * ROWS + within)
         channel = step % blocks * DEPTH + depth
-        row = tl.load(rows + tl.cast(k, tl.int64) * n + place, mask=inside, other=-1)
         here = x + row.to(tl.int64)[:, None] * a + channel[None, :]
         there = weights + tl.cast(first + k, tl.int64) * stride_k + channel[:, None] * stride_a
         there += column[None, :] * stride_b
         if EVEN:
             left = tl.load(here, mask=(row >= 0)[:, None], other=0.0)
-            right = tl.load(there, mask=within[None, :], other=0.0)
+            right = tl.load(there, mask=valid[None, :], other=0.0)
         else:
             left = tl.load(here, mask=(row >= 0)[:, None] & (channel < a)[None, :], other=0.0)
-            right = tl.load(there, mask=(channel < a)[:, None] & within[None, :], other=0.0)
+            right = tl.load(there, mask=(channel < a)[:, None] & valid[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    target = tl.load(order + place, mask=inside, other=0).to(tl.int64)[:, None] * b + column[None, :]
-    valid = inside[:, None] & within[None, :]
+    target = tl.load(order + place, mask=inside, other=0)[:, None] * b + column[None, :]
+    written = inside[:, None] & valid[None, :]
     if ADD:
-        total += tl.load(sums + target, mask=valid, other=0.0)
+        total += tl.load(sums + target, mask=written, other=0.0)
     if SCALE:
-        total *= tl.load(scale + column, mask=within, other=0.0)[None, :]
+        total *= tl.load(scale + column, mask=valid, other=0.0)[None, :]
     if SHIFT:
-        total += tl.load(shift + column, mask=within, other=0.0)[None, :]
+        total += tl.load(shift + column, mask=valid, other=0.0)[None, :]
     if RESIDUAL:
-        total += tl.load(residual + target, mask=valid, other=0.0).to(tl.float32)
+        total += tl.load(residual + target, mask=written, other=0.0).to(tl.float32)
     if RECTIFY:
         total = tl.maximum(total, 0.0)
-    tl.store(out + target, total.to(out.dtype.element_ty), mask=valid)
+    tl.store(out + target, total.to(out.dtype.element_ty), mask=written)
 
 
 @jit()

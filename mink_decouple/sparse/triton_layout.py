@@ -36,15 +36,17 @@ _LONGEST = 27
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Kernel offsets that each tile of rows needs.
+    """Kernel offsets that each tile of H output rows needs, and the input rows they meet there.
 
     Attributes:
-        lists: (T, V_g) int32, the offsets (numbered within the group) of each tile, then anything.
-        counts: (T,) int32, how many they are.
+        counts: (T,) int32, how many offsets.
+        lists: (T, V_g) int32, these offsets (numbered within the group), then anything.
+        rows: (T, V_g, H) int32, input rows or -1 for each of these offsets, then anything.
     """
 
-    lists: Tensor
     counts: Tensor
+    lists: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +55,8 @@ class Group:
 
     Attributes:
         first: number of the group's first offset.
-        rows: (V_g, n_out) int32, input row or -1; place i of a row belongs to output row ``order[i]``.
-        order: (n_out,) int32.
+        rows: (V_g, n_out) int32, input row or -1.
+        order: (n_out,) int64, output row of each place.
     """
 
     first: int
@@ -63,15 +65,16 @@ class Group:
     _tiles: dict[int, Tiles] = field(default_factory=dict)
 
     def tiles(self, height: int) -> Tiles:
-        """The offsets needed by tiles of ``height`` rows."""
+        """The places in tiles of ``height``."""
         if height not in self._tiles:
             volume, n = self.rows.shape
-            count = -(-n // height)
-            lists = torch.zeros(count, volume, dtype=torch.int32, device=self.rows.device)
-            counts = torch.zeros(count, dtype=torch.int32, device=self.rows.device)
-            if count:
-                _list_offsets[(count,)](self.rows, lists, counts, n, volume, HEIGHT=height)
-            self._tiles[height] = Tiles(lists, counts)
+            number, device = -(-n // height), self.rows.device
+            counts = torch.empty(number, dtype=torch.int32, device=device)
+            lists = torch.empty(number, volume, dtype=torch.int32, device=device)
+            rows = torch.empty(number, volume, height, dtype=torch.int32, device=device)
+            if number:
+                _list_offsets[(number,)](self.rows, self.order, counts, lists, rows, n, volume, HEIGHT=height)
+            self._tiles[height] = Tiles(counts, lists, rows)
         return self._tiles[height]
 
 
@@ -113,7 +116,7 @@ class Layout:
         for first in range(0, volume, size):
             rows = self.table[first : first + size]
             order = sorted_rows(rows, self.present[first : first + size])
-            groups.append(Group(first, rows.index_select(1, order), order.int()))
+            groups.append(Group(first, rows, order))
         return tuple(groups)
 
     @cached_property
@@ -194,14 +197,18 @@ def _fill_masks(rows, ranks, masks, n, volume, BLOCK: tl.constexpr):
 
 
 @jit("n", "volume")
-def _list_offsets(rows, lists, counts, n, volume, HEIGHT: tl.constexpr):
+def _list_offsets(table, order, counts, lists, rows, n, volume, HEIGHT: tl.constexpr):
     tile = tl.program_id(0)
-    place = tile * HEIGHT + tl.arange(0, HEIGHT)
+    within = tl.arange(0, HEIGHT)
+    place = tile * HEIGHT + within
     inside = place < n
+    target = tl.load(order + place, mask=inside, other=0)
     count = 0
     for k in range(volume):
-        found = tl.load(rows + tl.cast(k, tl.int64) * n + place, mask=inside, other=-1)
+        found = tl.load(table + tl.cast(k, tl.int64) * n + target, mask=inside, other=-1)
         needed = (tl.max(found, axis=0) >= 0).to(tl.int32)
-        tl.store(lists + tl.cast(tile, tl.int64) * volume + count, k, mask=needed > 0)
+        here = tl.cast(tile, tl.int64) * volume + count
+        tl.store(lists + here, k, mask=needed > 0)
+        tl.store(rows + here * HEIGHT + within, found, mask=within < needed * HEIGHT)
         count += needed
     tl.store(counts + tile, count)
