@@ -1,7 +1,8 @@
 """Batch normalisation, residual addition and rectification in one step.
 
-On a CPU these are bound by memory, not arithmetic: fused, float32 features are read once for the statistics and once
-for the result instead of five times. Other devices and dtypes take torch's own operations.
+These are bound by memory, not arithmetic: fused, features are read once for the statistics and once for the result
+instead of five times. The kernels here take float32 on a CPU, those of ``triton_normalization`` any float of a GPU;
+other cases take torch's own operations.
 """
 
 # mypy: allow-untyped-defs
@@ -38,7 +39,8 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
         (N, C).
     """
     batch_statistics = bn.training and len(x) > 1
-    if type(bn) is not nn.BatchNorm1d or x.dtype != torch.float32 or x.device.type != "cpu":
+    fused = _fused(x, bn)
+    if fused is None:
         if bn.training and not batch_statistics:
             out = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
         else:
@@ -47,8 +49,19 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
         return F.relu(out) if rectify else out
     if residual is not None:
         residual = residual.to(x.dtype)
-    fused: Tensor = _Normalize.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
-    return fused
+    normalized: Tensor = fused.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
+    return normalized
+
+
+def _fused(x: Tensor, bn: nn.BatchNorm1d) -> Any:
+    """The function whose kernels take ``x``; None: torch's own operations."""
+    if type(bn) is not nn.BatchNorm1d:
+        return None
+    if x.is_cuda:
+        from mink_decouple.sparse import triton_normalization, triton_runtime
+
+        return triton_normalization.Normalize if triton_runtime.usable(x) else None
+    return _Normalize if x.dtype == torch.float32 and x.device.type == "cpu" else None
 
 
 class _Normalize(torch.autograd.Function):

@@ -219,7 +219,7 @@ def _matmul_tiles(
     if RESIDUAL:
         total += tl.load(residual + target, mask=written, other=0.0).to(tl.float32)
     if RECTIFY:
-        total = tl.maximum(total, 0.0)
+        total = tl.where(total < 0.0, 0.0, total)
     tl.store(out + target, total.to(out.dtype.element_ty), mask=written)
 
 

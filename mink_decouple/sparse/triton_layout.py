@@ -129,10 +129,10 @@ class Layout:
     def chunks(self, length: int) -> Chunks:
         """The pairs in pieces of at most ``length``."""
         if length not in self._chunks:
-            starts = np.concatenate([[0], np.cumsum(self.present)])
-            pieces = [np.arange(a, b, length) for a, b in zip(starts, starts[1:])]
-            ends = [np.minimum(piece + length, end) for piece, end in zip(pieces, starts[1:])]
-            bounds = np.stack([np.concatenate(pieces), np.concatenate(ends)], axis=1).astype(np.int32)
+            ends = np.cumsum(self.present)
+            pieces = [np.arange(end - count, end, length) for count, end in zip(self.present, ends)]
+            stops = [np.minimum(piece + length, end) for piece, end in zip(pieces, ends)]
+            bounds = np.stack([np.concatenate(pieces), np.concatenate(stops)], axis=1).astype(np.int32)
             splits = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int32)
             device = self.table.device
             self._chunks[length] = Chunks(

@@ -162,7 +162,7 @@ def test_rows_with_equal_neighbours_become_neighbours_and_every_pair_is_listed_o
     offset = torch.repeat_interleave(torch.arange(27, device=DEVICE), torch.tensor(layout.present, device=DEVICE))
     assert torch.equal(table.rows[offset, target.long()], source)
     lengths = chunks.bounds[:, 1] - chunks.bounds[:, 0]
-    assert lengths.sum() == len(source) and 0 < lengths.min() and lengths.max() <= 100
+    assert lengths.sum() == len(source) and lengths.min() > 0 and lengths.max() <= 100
     begins = chunks.bounds[:, 0].long()
     pieces = torch.bincount(offset[begins], minlength=27)
     assert torch.equal(pieces.cumsum(0), chunks.splits[1:].long())
