@@ -46,3 +46,27 @@ def _create_dot_of_values(self: Any, a: Any, b: Any, *others: Any) -> Any:
 
 
 interpreter.InterpreterBuilder.create_dot = _create_dot_of_values
+
+
+# Every call of one compiled function from another patches the language anew, which takes longer than the call: once a
+# launch is enough.
+_patch_lang = interpreter._patch_lang
+_launch = interpreter.GridExecutor.__call__
+_patched: set[frozenset[int]] = set()
+
+
+def _patch_lang_once(function: Any) -> Any:
+    modules = frozenset(id(value) for value in function.__globals__.values() if value is tl or value is tl.core)
+    if modules in _patched:
+        return interpreter._LangPatchScope()
+    _patched.add(modules)
+    return _patch_lang(function)
+
+
+def _launch_patching_once(self: Any, *args: Any, **kwargs: Any) -> Any:
+    _patched.clear()
+    return _launch(self, *args, **kwargs)
+
+
+interpreter._patch_lang = _patch_lang_once
+interpreter.GridExecutor.__call__ = _launch_patching_once

@@ -83,7 +83,9 @@ def pyramid_on(coords: Tensor, sizes: Sequence[int], ratios: Sequence[int], k: i
     return levels
 
 
-def knn(query: Tensor, support: Tensor, k: int, query_batch: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+def knn(
+    query: Tensor, support: Tensor, k: int, query_batch: Tensor | None = None, batch: Tensor | None = None
+) -> Tensor:
     """Exact k nearest neighbours of the same sample, nearest first; equal distances in row order.
 
     Args:
@@ -140,9 +142,7 @@ def _search(
     return _search_all(support, batch, query, query_batch, k)
 
 
-def _search_all(
-    support: Tensor, batch: Tensor | None, query: Tensor, query_batch: Tensor | None, k: int
-) -> Tensor:
+def _search_all(support: Tensor, batch: Tensor | None, query: Tensor, query_batch: Tensor | None, k: int) -> Tensor:
     """Every distance, a chunk of queries at a time: for devices without Triton."""
     found = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
     points = support.double()
