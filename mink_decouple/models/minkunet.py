@@ -46,6 +46,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, on: Engine, in_channels: int, channels: int) -> None:
         super().__init__()
+        self.conv_norm = on.conv_norm
         self.conv1, self.norm1 = on.conv(in_channels, channels), on.batch_norm(channels)
         self.conv2, self.norm2 = on.conv(channels, channels), on.batch_norm(channels)
         self.downsample: nn.Module | None = None
@@ -55,8 +56,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Any) -> Any:
         """A sparse tensor with C_in channels -> one with C channels on the same voxels."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.norm1(self.conv1(x), rectify=True)
-        return self.norm2(self.conv2(out), residual=shortcut, rectify=True)
+        out = self.conv_norm(self.conv1, self.norm1, x, rectify=True)
+        return self.conv_norm(self.conv2, self.norm2, out, shortcut, rectify=True)
 
 
 class MinkUNet(nn.Module):
@@ -141,15 +142,15 @@ class MinkUNet(nn.Module):
         return self.engine.apply(self._features, batch.voxels, batch.feats, self.out_channels)
 
     def _features(self, x: Any) -> Any:
-        modules = dict(self.named_children())
-        x = self.bn0(self.conv0p1s1(x), rectify=True)
+        modules, conv_norm = dict(self.named_children()), self.engine.conv_norm
+        x = conv_norm(self.conv0p1s1, self.bn0, x, rectify=True)
         skips = []
         for stage in range(1, 5):
             skips.append(x)
-            x = modules[f"bn{stage}"](modules[f"conv{stage}p{2 ** (stage - 1)}s2"](x), rectify=True)
+            x = conv_norm(modules[f"conv{stage}p{2 ** (stage - 1)}s2"], modules[f"bn{stage}"], x, rectify=True)
             x = modules[f"block{stage}"](x)
         for stage in range(4, 8):
-            x = modules[f"bntr{stage}"](modules[f"convtr{stage}p{2 ** (8 - stage)}s2"](x), rectify=True)
+            x = conv_norm(modules[f"convtr{stage}p{2 ** (8 - stage)}s2"], modules[f"bntr{stage}"], x, rectify=True)
             x = modules[f"block{stage + 1}"](self.engine.cat(x, skips.pop()))
         return x
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -46,12 +46,52 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
         )
     if len(feats) != kernel_map.n_in:
         raise ValueError(f"feats have {len(feats)} rows but the kernel map expects {kernel_map.n_in}")
-    device = feats.device.type
-    dtype = feats.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = _computed_in(feats)
     out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)
     return out if bias is None else out + bias.to(dtype)
+
+
+def convolution_norm(
+    feats: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    bn: nn.BatchNorm1d,
+    residual: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor | None:
+    """``act(bn(convolution(...)) + residual)`` by the running statistics, in the one kernel of the convolution.
+
+    Args:
+        feats: (n_in, C_in).
+        kernel: (V, C_in, C_out).
+        kernel_map: which rows meet.
+        bn: affine normalisation in evaluation mode.
+        residual: (n_out, C_out), optional.
+        rectify: whether to end with a ReLU.
+
+    Returns:
+        (n_out, C_out), or None where this case has no such kernel (a gradient is wanted, the statistics are the
+        batch's, the device is no GPU): then convolve and normalise one after the other.
+    """
+    if torch.is_grad_enabled() or bn.training or type(bn) is not nn.BatchNorm1d or len(kernel) == 1:
+        return None
+    dtype = _computed_in(feats)
+    feats, kernel = feats.to(dtype), kernel.to(dtype)
+    fused = _fused(feats)
+    if not hasattr(fused, "Epilogue") or len(feats) != kernel_map.n_in:
+        return None
+    residual = None if residual is None else residual.to(dtype)
+    assert fused is not None
+    end = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, residual, rectify)
+    out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, end)
+    return out
+
+
+def _computed_in(feats: Tensor) -> torch.dtype:
+    device = feats.device.type
+    if torch.is_autocast_enabled(device) and feats.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return feats.dtype
 
 
 class _Convolution(torch.autograd.Function):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mink_decouple.sparse.functional import convolution
+from mink_decouple.sparse.functional import convolution, convolution_norm
+from mink_decouple.sparse.kernel_map import KernelMap
 from mink_decouple.sparse.normalization import normalize
 from mink_decouple.sparse.tensor import SparseTensor
 
@@ -27,6 +28,19 @@ class _Convolution(nn.Module):
         bound = 1 / math.sqrt(fan * volume)
         self.kernel = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(1, out_channels).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """(N, C_in) -> (N, C_out), or (M, C_out) where the convolution leads to another level."""
+        kernel_map, coords, stride = self._reach(x)
+        return SparseTensor(coords, convolution(x.feats, self._matrices(), kernel_map, self.bias), stride, x.maps)
+
+    def _matrices(self) -> Tensor:
+        """The kernel as (V, C_in, C_out)."""
+        return self.kernel.unsqueeze(0) if self.kernel.ndim == 2 else self.kernel
+
+    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
+        """The kernel map, and the coordinates and stride it leads to."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""
@@ -60,16 +74,11 @@ class Conv3d(_Convolution):
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, fan=in_channels)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(N, C_in) -> (N, C_out), or (M, C_out) on the M voxels of the coarser grid."""
+    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
         if self.stride == 2:
             kernel_map = x.maps.strided(x.stride)
-            coarse = x.maps.level(2 * x.stride)
-            return SparseTensor(
-                coarse.coords, convolution(x.feats, self.kernel, kernel_map, self.bias), 2 * x.stride, x.maps
-            )
-        kernel = self.kernel.unsqueeze(0) if self.kernel_size == 1 else self.kernel
-        return x.replace(convolution(x.feats, kernel, x.maps.submanifold(x.stride, self.kernel_size), self.bias))
+            return kernel_map, x.maps.level(2 * x.stride).coords, 2 * x.stride
+        return x.maps.submanifold(x.stride, self.kernel_size), x.coords, x.stride
 
 
 class Linear(Conv3d):
@@ -96,16 +105,10 @@ class ConvTranspose3d(_Convolution):
             raise ValueError(f"transposed convolution with kernel size {kernel_size} and stride {stride}: only 2 and 2")
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, fan=out_channels)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(M, C_in) -> (N, C_out), rows in the order of the finer level.
-
-        Raises:
-            ValueError: the input was not made by strided convolutions, so there is no finer level.
-        """
+    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
         stride = x.stride // 2
-        fine = x.maps.level(stride)
-        out = convolution(x.feats, self.kernel, x.maps.strided(stride).swapped(), self.bias)
-        return SparseTensor(fine.coords, out, stride, x.maps)
+        fine = x.maps.level(stride)  # raises ValueError where nothing was convolved down from there
+        return x.maps.strided(stride).swapped(), fine.coords, stride
 
 
 class BatchNorm(nn.Module):
@@ -132,6 +135,26 @@ class BatchNorm(nn.Module):
         if residual is not None:
             _check_same_voxels(x, residual)
         return x.replace(normalize(x.feats, self.bn, None if residual is None else residual.feats, rectify))
+
+
+def convolve_and_normalize(
+    conv: _Convolution, norm: BatchNorm, x: SparseTensor, residual: SparseTensor | None = None, rectify: bool = False
+) -> SparseTensor:
+    """``norm(conv(x), residual, rectify)``; in one kernel where a GPU infers without gradients.
+
+    Raises:
+        ValueError: ``residual`` lives on other voxels.
+    """
+    if conv.bias is None and not torch.is_grad_enabled():
+        kernel_map, coords, stride = conv._reach(x)
+        if residual is not None and (residual.maps is not x.maps or residual.stride != stride):
+            raise ValueError(f"tensors at strides {stride} and {residual.stride} do not share their voxels")
+        added = None if residual is None else residual.feats
+        feats = convolution_norm(x.feats, conv._matrices(), kernel_map, norm.bn, added, rectify)
+        if feats is not None:
+            return SparseTensor(coords, feats, stride, x.maps)
+    out: SparseTensor = norm(conv(x), residual, rectify)
+    return out
 
 
 class ReLU(nn.Module):

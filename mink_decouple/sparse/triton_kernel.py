@@ -56,19 +56,30 @@ _OUTER_32 = [Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 5), Tile(64, 32, 32, 4,
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows the sum over offsets before a row is written: ``act(sum * scale + shift + residual)``.
+    """What follows the sum over offsets before a row is written.
+
+    ``act((sum - mean) / sqrt(var + eps) * scale + shift + residual)``, where everything may be left out.
 
     Attributes:
-        scale: (C_out,) float32 or None.
-        shift: (C_out,) float32 or None.
+        scale: (C_out,) or None.
+        shift: (C_out,) or None.
+        mean: (C_out,) or None; comes with ``var``, ``scale`` and ``shift``.
+        var: (C_out,) or None.
+        eps: added to ``var``.
         residual: (n_out, C_out) in the dtype of the result, or None.
         rectify: whether to end with a ReLU.
     """
 
     scale: Tensor | None = None
     shift: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    eps: float = 0.0
     residual: Tensor | None = None
     rectify: bool = False
+
+
+_NOTHING = Epilogue()
 
 
 def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue: Epilogue | None = None) -> Tensor:
@@ -83,9 +94,8 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue
     Returns:
         (n_out, B) in the dtype of ``x``.
     """
-    epilogue = epilogue or Epilogue()
     volume, n = table.rows.shape
-    if volume == 1 and epilogue == Epilogue():
+    if volume == 1 and epilogue is None:
         return x @ weights[0]
     a, b = weights.shape[1:]
     out = x.new_empty(n, b)
@@ -101,14 +111,14 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue
         for index, group in enumerate(groups):
             last = index == len(groups) - 1
             tiles = group.tiles(tile.rows)
-            end = epilogue if last else Epilogue()
+            end = epilogue if last and epilogue else _NOTHING
             columns = -(-b // tile.columns)
             # Arguments that a flag turns off are never read; any tensor stands in for them.
             _matmul_tiles[(len(tiles.counts) * columns,)](
                 x, weights, sums, out if last else sums, group.order, tiles.counts, tiles.lists, tiles.rows,
-                _or(end.scale, out), _or(end.shift, out), _or(end.residual, out),
-                n, len(group.rows), a, b, group.first, *weights.stride(),
-                ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None,
+                _or(end.scale, out), _or(end.shift, out), _or(end.mean, out), _or(end.var, out), _or(end.residual, out),
+                n, len(group.rows), a, b, group.first, *weights.stride(), end.eps,
+                ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None, NORM=end.mean is not None,
                 RESIDUAL=end.residual is not None, RECTIFY=end.rectify, EVEN=a % tile.depth == 0, PRECISION=precision,
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
@@ -174,11 +184,11 @@ def _length(where: Layout, tiles: int) -> int:
     return max(_SHORTEST, 1 << wanted.bit_length())
 
 
-@jit("n", "volume", "first")
+@jit("n", "volume", "first", "eps")
 def _matmul_tiles(
-    x, weights, sums, out, order, counts, lists, rows, scale, shift, residual,
-    n, volume, a, b, first, stride_k, stride_a, stride_b,
-    ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr,
+    x, weights, sums, out, order, counts, lists, rows, scale, shift, mean, var, residual,
+    n, volume, a, b, first, stride_k, stride_a, stride_b, eps,
+    ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     # Programs that share input rows follow each other.
@@ -212,10 +222,13 @@ def _matmul_tiles(
     written = inside[:, None] & valid[None, :]
     if ADD:
         total += tl.load(sums + target, mask=written, other=0.0)
+    if NORM:
+        total -= tl.load(mean + column, mask=valid, other=0.0).to(tl.float32)[None, :]
+        total /= tl.sqrt(tl.load(var + column, mask=valid, other=1.0).to(tl.float32) + eps)[None, :]
     if SCALE:
-        total *= tl.load(scale + column, mask=valid, other=0.0)[None, :]
+        total *= tl.load(scale + column, mask=valid, other=0.0).to(tl.float32)[None, :]
     if SHIFT:
-        total += tl.load(shift + column, mask=valid, other=0.0)[None, :]
+        total += tl.load(shift + column, mask=valid, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
         total += tl.load(residual + target, mask=written, other=0.0).to(tl.float32)
     if RECTIFY:

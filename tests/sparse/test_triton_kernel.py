@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from triton_support import DEVICE
 from voxel_sets import random_voxels, surface_voxels
 
@@ -94,8 +95,8 @@ def test_a_kernel_of_one_is_a_matrix_product() -> None:
     table = MapCache(random_voxels(5).to(DEVICE)).submanifold(1, 1).table
     x, y, weights = draw(85, 6), draw(85, 5), draw(1, 6, 5)
     residual = draw(85, 5)
-    for epilogue in (Epilogue(), Epilogue(residual=residual)):
-        expected = x @ weights[0] + (0 if epilogue.residual is None else residual)
+    for epilogue in (None, Epilogue(residual=residual)):
+        expected = x @ weights[0] + (0 if epilogue is None else residual)
         torch.testing.assert_close(gather_matmul_sum(x, weights, table, epilogue), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gather_outer_sum(x, y, table)[0], x.t() @ y)
 
@@ -107,8 +108,13 @@ def test_the_epilogue_scales_shifts_adds_and_rectifies_in_this_order(dtype: torc
     scale, shift = draw(20), draw(1, 20)[0] + 1
     plain = matmul_definition(x, weights, table)
     full = torch.relu(plain * scale + shift + residual)
-    assert_close(gather_matmul_sum(x, weights, table, Epilogue(scale, shift, residual, True)), full, dtype)
+    given = Epilogue(scale, shift, residual=residual, rectify=True)
+    assert_close(gather_matmul_sum(x, weights, table, given), full, dtype)
     assert_close(gather_matmul_sum(x, weights, table, Epilogue(shift=shift)), plain + shift, dtype)
+    mean, var = draw(20) + 2, draw(20).square()
+    normalised = Epilogue(scale, shift, mean, var, 0.1)
+    exact = F.batch_norm(plain, mean.double(), var.double(), scale.double(), shift.double(), eps=0.1)
+    assert_close(gather_matmul_sum(x, weights, table, normalised), exact, dtype)
 
 
 def test_weights_may_be_a_transposed_view_and_features_strided() -> None:
