@@ -1,9 +1,9 @@
 """Where Triton's kernels are tested: compiled on a GPU where there is one, else in Triton's interpreter on the CPU.
 
-Import this module before any kernel: it decides which of the two happens and skips where Triton is missing.
+``tests/conftest.py`` decides which of the two happens. A module that imports this one is skipped where Triton is
+missing.
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,6 @@ import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    # Read when Triton's own functions are defined, so it must stand before the first import.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton", reason="Triton is not installed")
 

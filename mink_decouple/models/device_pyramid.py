@@ -1,7 +1,7 @@
 """The down-sampling pyramid of RandLA-Net on the device that its batch lives on.
 
-The rows equal those of ``data.neighbors.pyramid`` and ``data.collate``; what changes is that a whole batch is searched at
-once, where Triton works, instead of one crop after another on the CPU.
+The rows equal those of ``data.neighbors.pyramid`` and ``data.collate``; what changes is that a whole batch is searched
+at once, where Triton works, instead of one crop after another on the CPU.
 """
 
 from __future__ import annotations

@@ -198,8 +198,7 @@ def _nearest(
             gz = pz - tl.load(point + 2, mask=real, other=0.0).to(tl.float64)
             distance = tl.where(real, gx * gx + gy * gy + gz * gz, nothing)
             row = tl.where(real, tl.load(rows + place, mask=real, other=0), none)
-            worst = tl.max(tl.where(slot < k, near, 0.0), axis=1)
-            nearer = real & (distance <= worst[:, None])
+            nearer = real & (distance <= tl.max(tl.where(slot < k, near, 0.0), axis=1)[:, None])
             if tl.max(tl.max(nearer.to(tl.int32), axis=1), axis=0) > 0:
                 merged = tl.full((QUERIES, WIDTH), nothing, tl.float64)
                 merged_row = tl.full((QUERIES, WIDTH), none, tl.int64)

@@ -30,8 +30,8 @@ class Engine:
         conv: ``(in_channels, out_channels, kernel_size=3, stride=1)`` -> module.
         conv_transpose: ``(in_channels, out_channels)`` -> module with kernel 2 and stride 2.
         batch_norm: ``(channels)`` -> module called as ``norm(x, residual=None, rectify=False)``.
-        conv_norm: ``(conv, norm, x, residual=None, rectify=False)`` -> ``norm(conv(x), residual, rectify)``, in one step
-            where the engine has one.
+        conv_norm: ``(conv, norm, x, residual=None, rectify=False)`` -> ``norm(conv(x), residual, rectify)``, in one
+            step where the engine has one.
         cat: joins the channels of two tensors on the same voxels.
         apply: ``(network, voxels, feats, width)``: sends features (n, F) on voxels (n, 4) int32 ``[batch, x, y, z]``
             through a network of this engine's tensors; returns (n, width), row i belonging to voxel i.
@@ -91,13 +91,15 @@ def _native() -> Engine:
     from mink_decouple.sparse.tensor import MapCache, SparseTensor
 
     def apply(network: Callable[[SparseTensor], SparseTensor], voxels: Tensor, feats: Tensor, width: int) -> Tensor:
-        order = MapCache(voxels).level(1).order
+        given = MapCache(voxels)
+        order = given.level(1).order
         if order is None:
-            return network(SparseTensor(voxels, feats)).feats
+            return network(SparseTensor(voxels, feats, maps=given)).feats
         # Sorted rows keep neighbours close in memory at every level: two small permutations pay for themselves.
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        return network(SparseTensor(voxels[order], feats[order])).feats[back]
+        maps = given.in_key_order()
+        return network(SparseTensor(maps.level(1).coords, feats[order], maps=maps)).feats[back]
 
     return Engine("native", Conv3d, ConvTranspose3d, BatchNorm, convolve_and_normalize, cat, apply)
 

@@ -188,8 +188,9 @@ def _length(where: Layout, tiles: int) -> int:
 def _matmul_tiles(
     x, weights, sums, out, order, counts, lists, rows, scale, shift, mean, var, residual,
     n, volume, a, b, first, stride_k, stride_a, stride_b, eps,
-    ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    RECTIFY: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     # Programs that share input rows follow each other.
     across = tl.cdiv(b, COLUMNS)

@@ -5,8 +5,8 @@ belong together. Rows are sorted by the bit mask of their neighbours, rare offse
 row order, which keeps the input rows they gather close in memory. Where few neighbours are present even sorted tiles
 waste much work: then the offsets are split in groups, each with an order of its own (TorchSparse++, MICRO 2023).
 
-All of this is made once per table and kept as long as the table lives. It costs two waits for the device: for the
-numbers of pairs, and for the list of them.
+All of this is made once per table and kept as long as the table lives. It waits for the device where the numbers of
+pairs decide: over the groups of a large 3x3x3 table, and over the list of pairs that the weight gradient walks.
 """
 
 # mypy: allow-untyped-defs
@@ -99,24 +99,30 @@ class Layout:
 
     Attributes:
         table: (V, n_out) int32.
-        present: V numbers of pairs.
+        counts: (V,) int64, pairs of each offset.
     """
 
     table: Tensor
-    present: tuple[int, ...]
+    counts: Tensor
     _chunks: dict[int, Chunks] = field(default_factory=dict)
+
+    @cached_property
+    def present(self) -> tuple[int, ...]:
+        """Pairs of each offset, on the host."""
+        return tuple(self.counts.tolist())
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The offsets in groups of nearly equal size, each with sorted rows; at least one."""
         volume, n = self.table.shape
-        number = number_of_groups(self.present, n)
+        number = -(-volume // _LONGEST)
+        if volume == _LONGEST and n >= _FEW_ROWS and sum(self.present) < _FULL * volume * n:
+            number = _SPLIT
         size = -(-volume // number)
         groups = []
         for first in range(0, volume, size):
             rows = self.table[first : first + size]
-            order = sorted_rows(rows, self.present[first : first + size])
-            groups.append(Group(first, rows, order))
+            groups.append(Group(first, rows, sorted_rows(rows, self.counts[first : first + size])))
         return tuple(groups)
 
     @cached_property
@@ -148,51 +154,35 @@ def layout(table: NeighborTable) -> Layout:
     """The layout of a table, made on first use and kept as long as the table."""
     if table not in _LAYOUTS:
         rows = table.rows.contiguous()
-        _LAYOUTS[table] = Layout(rows, tuple((rows >= 0).sum(1).tolist()))
+        _LAYOUTS[table] = Layout(rows, (rows >= 0).sum(1))
     return _LAYOUTS[table]
 
 
-def number_of_groups(present: tuple[int, ...], n: int) -> int:
-    """Into how many groups the offsets of a table go.
-
-    Args:
-        present: V numbers of pairs.
-        n: output rows.
-    """
-    volume = len(present)
-    if volume > _LONGEST:
-        return -(-volume // _LONGEST)
-    sparse = volume == _LONGEST and sum(present) < _FULL * volume * n
-    return _SPLIT if sparse and n >= _FEW_ROWS else 1
-
-
-def sorted_rows(rows: Tensor, present: tuple[int, ...]) -> Tensor:
+def sorted_rows(rows: Tensor, counts: Tensor) -> Tensor:
     """(n,) int64: output rows by falling neighbour mask, so that the longest tiles start first.
 
     Args:
         rows: (V, n) int32 part of a table, V <= 62.
-        present: V numbers of pairs; the bit of an offset is the higher the rarer it is.
+        counts: (V,) pairs of each offset; the bit of an offset is the higher the rarer it is.
     """
     volume, n = rows.shape
-    rank = np.empty(volume, np.int32)
-    rank[np.argsort(-np.asarray(present, np.int64), kind="stable")] = np.arange(volume)
     # Few bits make a short radix sort.
     dtype = torch.int16 if volume < 15 else torch.int32 if volume < 31 else torch.int64
     masks = torch.empty(n, dtype=dtype, device=rows.device)
     if n:
-        ranks = torch.from_numpy(rank).to(rows.device)
-        _fill_masks[(-(-n // _BLOCK),)](rows.contiguous(), ranks, masks, n, volume, BLOCK=_BLOCK)
+        common_first = torch.argsort(counts, descending=True, stable=True)
+        _fill_masks[(-(-n // _BLOCK),)](rows.contiguous(), common_first, masks, n, volume, BLOCK=_BLOCK)
     return torch.sort(masks, stable=True, descending=True).indices
 
 
 @jit("n", "volume")
-def _fill_masks(rows, ranks, masks, n, volume, BLOCK: tl.constexpr):
+def _fill_masks(rows, offsets, masks, n, volume, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
     mask = tl.zeros((BLOCK,), tl.int64)
-    for k in range(volume):
-        found = tl.load(rows + tl.cast(k, tl.int64) * n + place, mask=inside, other=-1) >= 0
-        mask |= found.to(tl.int64) << tl.load(ranks + k).to(tl.int64)
+    for bit in range(volume):
+        found = tl.load(rows + tl.load(offsets + bit) * n + place, mask=inside, other=-1) >= 0
+        mask |= found.to(tl.int64) << bit
     tl.store(masks + place, mask.to(masks.dtype.element_ty), mask=inside)
 
 

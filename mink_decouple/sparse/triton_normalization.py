@@ -1,7 +1,7 @@
-"""Batch normalisation, residual addition and rectification on a GPU: two passes over the features and one small kernel.
+"""Batch normalisation, residual addition and rectification on a GPU: two large kernels each way, and a small one.
 
-Statistics are float32 sums over chunks of rows, joined in float64 in one order (Chan et al. 1979), whatever the dtype of
-the features. Nothing waits for the device and no sum uses atomics.
+Statistics are float32 sums over chunks of rows, joined in float64 in one order (Chan et al. 1979), whatever the dtype
+of the features. Nothing waits for the device and no sum uses atomics.
 """
 
 # mypy: allow-untyped-defs

@@ -27,7 +27,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 SWITCH = "MINK_DECOUPLE_TRITON"
 """Environment variable: 0 keeps CUDA tensors on plain torch operations."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_OLDEST = (8, 0)
+_OLDEST_GPU = (8, 0)
+_OLDEST_TRITON = (3, 2)
 
 
 def jit(*unspecialised: str) -> Callable[[Callable[..., Any]], Any]:
@@ -53,7 +54,8 @@ def works(device: torch.device) -> bool:
 def _works(index: int) -> bool:
     if triton is None or INTERPRETED or os.environ.get(SWITCH) == "0" or torch.version.cuda is None:
         return False
-    if torch.cuda.get_device_capability(index) < _OLDEST:
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < _OLDEST_TRITON or torch.cuda.get_device_capability(index) < _OLDEST_GPU:
         return False
     try:
         with torch.cuda.device(index):

@@ -3,11 +3,20 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed")
+
+def version() -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in metadata.version("triton").split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return (0,)
+
+
+pytestmark = pytest.mark.skipif(version() < (3, 6), reason="needs Triton 3.6 or newer")
 
 CODE = """
 import torch
@@ -25,13 +34,11 @@ called_by_others = {"_spread", "_lower_bound"}
 kernels = {k.__name__ for m in modules for k in vars(m).values() if isinstance(k, JITFunction)} - called_by_others
 
 def largest(key, tiles, run):
-
     for tile in {tiles[0], max(tiles, key=lambda t: (t.rows * t.columns, t.depth, t.stages))}:
         run(tile)
     return tiles[0]
 triton_kernel.choose = largest
 table = MapCache(random_voxels(0)).submanifold(1, 3).table
-
 with compiling() as made:
     triton_runtime._count[(1,)](torch.zeros(16, dtype=torch.int32), SIZE=16)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -41,7 +48,8 @@ with compiling() as made:
             triton_kernel.gather_matmul_sum(x, torch.zeros(27, 128, 128, dtype=dtype), table)
             triton_kernel.gather_outer_sum(x, x, table)
     x = torch.zeros(table.n_source, 20)
-    end = triton_kernel.Epilogue(torch.zeros(24), torch.zeros(24), torch.zeros(len(x), 24), True)
+    one = torch.ones(24)
+    end = triton_kernel.Epilogue(one, one, one, one, 1e-5, torch.zeros(len(x), 24), True)
     triton_kernel.gather_matmul_sum(x, torch.zeros(27, 24, 20).transpose(1, 2), table, end)
     keys, order = kernel_map.sort_keys(kernel_map.pack(random_voxels(0)))
     triton_maps.submanifold_table(keys, order, 3)

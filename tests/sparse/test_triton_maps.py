@@ -9,8 +9,7 @@ from mink_decouple.sparse import kernel_map as km
 from mink_decouple.sparse.triton_maps import submanifold_table
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
-@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 4), (5, 1), (5, 4), (7, 2)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_table_equals_that_of_plain_torch(kernel_size: int, stride: int, shuffle: bool) -> None:
     coords = random_voxels(kernel_size, shuffle=shuffle)

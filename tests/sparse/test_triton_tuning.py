@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import triton_support  # noqa: F401 # decides where Triton's kernels run
+import triton_support  # noqa: F401 # skips where Triton is missing
 
 from mink_decouple.sparse import triton_tuning
 from mink_decouple.sparse.triton_tuning import Tile, choose
