@@ -14,7 +14,7 @@ float32 products are exact unless ``torch.backends.cuda.matmul.allow_tf32`` asks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -123,7 +123,11 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
-    candidates = _fitting(_MATMUL_32 if x.dtype == torch.float32 and precision == "ieee" else _MATMUL_16, b)
+    exact = x.dtype == torch.float32 and precision == "ieee"
+    candidates = [
+        replace(tile, columns=_within(tile.columns, b), depth=_within(tile.depth, a))
+        for tile in (_MATMUL_32 if exact else _MATMUL_16)
+    ]
     run(choose(("matmul", n.bit_length(), volume, len(groups), a, b, x.dtype, precision), candidates, run))
     return out
 
@@ -158,7 +162,11 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
         )  # fmt: skip
         _sum_chunks[(-(-a * b // _REDUCE), volume)](partial, pieces.splits, out, a * b, BLOCK=_REDUCE)
 
-    candidates = _OUTER_32 if x.dtype == torch.float32 and precision == "ieee" else _OUTER_16
+    exact = x.dtype == torch.float32 and precision == "ieee"
+    candidates = [
+        replace(tile, rows=_within(tile.rows, a), columns=_within(tile.columns, b))
+        for tile in (_OUTER_32 if exact else _OUTER_16)
+    ]
     run(choose(("outer", n.bit_length(), volume, a, b, x.dtype, precision), candidates, run))
     return out
 
@@ -171,11 +179,9 @@ def _or(given: Tensor | None, other: Tensor) -> Tensor:
     return other if given is None else given.contiguous()
 
 
-def _fitting(tiles: list[Tile], columns: int) -> list[Tile]:
-    """Tiles no wider than the columns need, the widest of them first."""
-    needed = max(16, 1 << (columns - 1).bit_length())
-    fitting = [tile for tile in tiles if tile.columns <= needed]
-    return fitting or [Tile(t.rows, needed, t.depth, t.warps, t.stages) for t in tiles[:1]]
+def _within(size: int, channels: int) -> int:
+    """A tile's size along an axis of ``channels``: no larger than they need, no smaller than a matrix unit takes."""
+    return min(size, max(16, 1 << (channels - 1).bit_length()))
 
 
 def _length(where: Layout, tiles: int) -> int:

@@ -46,29 +46,42 @@ def usable(x: Tensor) -> bool:
 
 
 def works(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a device. Found out once by running the smallest one; never raises."""
-    return device.type == "cuda" and _works(torch.cuda.current_device() if device.index is None else device.index)
+    """Whether Triton's kernels run on a device; never raises."""
+    return device.type == "cuda" and obstacle(device) is None
+
+
+def obstacle(device: torch.device) -> str | None:
+    """What keeps Triton's kernels off a device, in one line; None: nothing. Found out once by running the smallest one.
+
+    Kernels are launched on the current device, so any other is left to plain torch.
+    """
+    if device.type != "cuda":
+        return f"{device} is no GPU"
+    current = torch.cuda.current_device()
+    return _obstacle(current) if device.index in (None, current) else f"{device} is not the current device"
 
 
 @cache
-def _works(index: int) -> bool:
-    if triton is None or INTERPRETED or os.environ.get(SWITCH) == "0" or torch.version.cuda is None:
-        return False
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < _OLDEST_TRITON or torch.cuda.get_device_capability(index) < _OLDEST_GPU:
-        return False
+def _obstacle(index: int) -> str | None:
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    if triton is None:
+        return "Triton is not installed"
+    if INTERPRETED or torch.version.cuda is None:
+        return "TRITON_INTERPRET is 1" if INTERPRETED else "torch is no CUDA build"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST_TRITON))}"
+    if torch.cuda.get_device_capability(index) < _OLDEST_GPU:
+        return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
     try:
-        with torch.cuda.device(index):
-            probe = torch.zeros(16, dtype=torch.int32, device="cuda")
-            _count[(1,)](probe, SIZE=16)
-            return probe.tolist() == list(range(16))
+        probe = torch.zeros(16, dtype=torch.int32, device=torch.device("cuda", index))
+        _count[(1,)](probe, SIZE=16)
+        reason = None if probe.tolist() == list(range(16)) else "its kernels give wrong results"
     except Exception as error:  # no C compiler, no driver library, an unknown card: each fails in its own way
-        reason = " ".join(str(error).split())[:160]
-        warnings.warn(
-            f"Triton does not work on cuda:{index} ({type(error).__name__}: {reason}); plain torch serves instead",
-            stacklevel=2,
-        )
-        return False
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    if reason:
+        warnings.warn(f"Triton does not work on cuda:{index} ({reason}); plain torch serves instead", stacklevel=2)
+    return reason
 
 
 @jit()

@@ -51,6 +51,7 @@ def choose(key: Sequence[object], candidates: Sequence[Tile], run: Callable[[Til
         candidates: at least one; the first is the default.
         run: launches the kernel with a tile; may be called often, so it must overwrite its result.
     """
+    candidates = list(dict.fromkeys(candidates))
     if len(candidates) == 1 or not _may_time():
         return candidates[0]
     name, path = " ".join(map(str, key)), _path()

@@ -81,7 +81,7 @@ def test_a_sparse_network_on_the_kernels_of_the_gpu(monkeypatch: pytest.MonkeyPa
 @pytest.mark.gpu
 @needs_gpu
 def test_triton_works_on_this_gpu() -> None:
-    assert triton_runtime.works(torch.device("cuda"))
+    assert triton_runtime.obstacle(torch.device("cuda")) is None
 
 
 @pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_triton_works_on_this_gpu() -> None:
 @pytest.mark.parametrize("switch", ["1", "0"])
 def test_minkunet_equals_the_cpu_s_with_and_without_triton(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(triton_runtime.SWITCH, switch)
-    triton_runtime._works.cache_clear()
+    triton_runtime._obstacle.cache_clear()
     network = build_model("minkunet", "tiny", 3, 5)
     batch = voxels(3000, 2000)
     state = {name: value.clone() for name, value in network.state_dict().items()}
@@ -99,7 +99,7 @@ def test_minkunet_equals_the_cpu_s_with_and_without_triton(switch: str, monkeypa
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         half = network.eval()(batch.to("cuda")).double().cpu()
     assert (half - theirs[-1]).norm() < 0.05 * theirs[-1].norm()
-    triton_runtime._works.cache_clear()
+    triton_runtime._obstacle.cache_clear()
 
 
 @pytest.mark.gpu

@@ -34,7 +34,7 @@ called_by_others = {"_spread", "_lower_bound"}
 kernels = {k.__name__ for m in modules for k in vars(m).values() if isinstance(k, JITFunction)} - called_by_others
 
 def largest(key, tiles, run):
-    for tile in {tiles[0], max(tiles, key=lambda t: (t.rows * t.columns, t.depth, t.stages))}:
+    for tile in {*tiles[:1], max(tiles, key=lambda t: (t.rows * t.columns, t.depth, t.stages))}:
         run(tile)
     return tiles[0]
 triton_kernel.choose = largest
@@ -47,6 +47,9 @@ with compiling() as made:
             x = torch.zeros(table.n_source, 128, dtype=dtype)
             triton_kernel.gather_matmul_sum(x, torch.zeros(27, 128, 128, dtype=dtype), table)
             triton_kernel.gather_outer_sum(x, x, table)
+    x = torch.zeros(table.n_source, 3, dtype=torch.bfloat16)
+    triton_kernel.gather_matmul_sum(x, torch.zeros(27, 3, 5, dtype=torch.bfloat16), table)
+    triton_kernel.gather_outer_sum(x, x, table)
     x = torch.zeros(table.n_source, 20)
     one = torch.ones(24)
     end = triton_kernel.Epilogue(one, one, one, one, 1e-5, torch.zeros(len(x), 24), True)

@@ -187,7 +187,7 @@ import sys
 sys.modules["triton"] = None
 import torch
 from mink_decouple.sparse import triton_kernel, triton_runtime
-assert triton_runtime.triton is None and not triton_runtime.works(torch.device("cuda", 0))
+assert triton_runtime._obstacle(0) == "Triton is not installed"
 assert not triton_kernel.usable(torch.zeros(1))
 """
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True)

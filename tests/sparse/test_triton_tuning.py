@@ -1,5 +1,6 @@
 """The choice of tile sizes, with a stand-in for the clock."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,13 @@ def test_a_file_that_is_damaged_or_names_an_old_tile_is_written_anew(
         assert triton_tuning._read(path)["outer 5"] == WIDE
 
 
+def refuse(tile: Tile) -> None:
+    raise RuntimeError("out of shared memory")
+
+
 def test_a_gpu_that_runs_no_tile_says_so(runs: list[Tile]) -> None:
     with pytest.raises(RuntimeError, match="no tile size"):
-        choose(("outer", 6), [GREEDY, GREEDY], recording(runs))  # type: ignore[arg-type]
+        choose(("outer", 6), [GREEDY, replace(GREEDY, warps=4)], refuse)
 
 
 def test_without_a_clock_the_first_tile_serves(monkeypatch: pytest.MonkeyPatch) -> None:
