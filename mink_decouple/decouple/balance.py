@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mink_decouple.decouple.losses import labelled_rows, log_softmax
+
 IGNORE = -1
 
 _RHO_MODES = ("repaired", "literal")
@@ -149,8 +151,11 @@ class GradientRatio:
             logits: (n, C) of the current forward pass.
             target: (n,) int64, -1 for rows to leave out.
         """
+        rows = labelled_rows(target)
+        if rows is not None:
+            logits, target = logits[rows], target[rows]
         z = logits.detach().float()
-        p = (z.softmax(1) if self.act == "softmax" else z.sigmoid()).to(torch.float64)
+        p = (log_softmax(z).exp() if self.act == "softmax" else z.sigmoid()).to(torch.float64)
         labelled = target != IGNORE
         own = target.clamp_min(0).unsqueeze(1)
         p_own = p.gather(1, own).squeeze(1)

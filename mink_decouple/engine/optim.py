@@ -15,10 +15,11 @@ class Diverged(RuntimeError):
 def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """A fresh optimizer over the parameters of `module` that learn."""
     params = [p for p in module.parameters() if p.requires_grad]
+    # fused: one pass over all parameters instead of a dozen
     if config.name == "sgd":
-        return torch.optim.SGD(params, lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(params, lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(params, lr=1.0, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
+    return kind(params, lr=1.0, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

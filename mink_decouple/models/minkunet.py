@@ -46,9 +46,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, on: Engine, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv_norm = on.conv_norm
         self.conv1, self.norm1 = on.conv(in_channels, channels), on.batch_norm(channels)
         self.conv2, self.norm2 = on.conv(channels, channels), on.batch_norm(channels)
+        self.conv_norm = on.conv_norm
         self.downsample: nn.Module | None = None
         if in_channels != channels:
             self.downsample = nn.Sequential(on.conv(in_channels, channels, kernel_size=1), on.batch_norm(channels))
@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
         """A sparse tensor with C_in channels -> one with C channels on the same voxels."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.conv_norm(self.conv1, self.norm1, x, rectify=True)
-        return self.conv_norm(self.conv2, self.norm2, out, shortcut, rectify=True)
+        return self.conv_norm(self.conv2, self.norm2, out, residual=shortcut, rectify=True)
 
 
 class MinkUNet(nn.Module):

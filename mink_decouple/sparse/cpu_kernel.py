@@ -1,9 +1,8 @@
-"""Fused float32 kernels of the sparse convolution for CPUs: no gather buffer, no scatter.
+"""Fused kernels of the sparse convolution for CPUs, float32 and bfloat16: no gather buffer, no scatter.
 
-Output rows are worked on in blocks whose sums stay in cache. For every block and kernel offset the pairs present are
-known beforehand, so the inner tile multiplies a few gathered input rows by a strip of the weights with all sums in
-vector registers. numba compiles the loops; the tile itself is written as LLVM vector instructions, because compilers
-do not find this shape.
+Output rows are worked on in blocks whose float32 sums stay in cache. For every block and kernel offset the pairs
+present are known beforehand, so a tile multiplies a few gathered input rows by a strip of the packed weights with all
+sums in vector registers. A finished block may be normalised, added to and rectified before it is written.
 
 Every output row (or partial sum of the weight gradient) is made by one thread in one order, so results repeat bit for
 bit and do not depend on the number of threads.
@@ -14,102 +13,148 @@ bit and do not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import llvmlite.binding
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 from torch import Tensor
 
+from mink_decouple.sparse.rows import array, floats, group, repeated, store
+from mink_decouple.sparse.cpu_tiles import (
+    DOT_BFLOAT16,
+    FUSED,
+    LANES,
+    LOOKAHEAD,
+    MAX_VECTORS,
+    STRIP,
+    copy_vectors,
+    dense_strip,
+    gather_strip,
+    interleave_vectors,
+)
 from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.sparse.threads import share
 
 BLOCK_ROWS = 256
+_DEPTH = 128
+"""Multiplicands of a row worked on at a time: that many rows of a strip of weights fit in the first-level cache."""
+_CHUNK = 64
+"""Pairs packed at a time for the weight gradient."""
 _SEGMENTS = 8
+_SEGMENT_BLOCKS = 4
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512f"))
-_FUSED = bool(_FEATURES.get("fma") or _FEATURES.get("neon"))
-LANES = 16 if _WIDE else 8
-"""Floats per vector register."""
-# Sums per tile are limited by the registers: 32 with AVX-512, else 16. rows[vectors per row] of the three tile heights.
-_MATMUL_ROWS = {4: (6, 2, 1), 3: (8, 2, 1), 2: (12, 4, 1), 1: (12, 4, 1)} if _WIDE else {2: (6, 2, 1), 1: (8, 4, 1)}
-_OUTER_ROWS = {4: (4, 2, 1), 3: (8, 2, 1), 2: (8, 3, 1), 1: (16, 3, 1)} if _WIDE else {2: (4, 3, 1), 1: (8, 3, 1)}
-_MAX_VECTORS = max(_MATMUL_ROWS)
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is done to the sums of a row before they are written: ``act(sums * scale + shift + residual)``.
+
+    Attributes:
+        scale: (B,) float32.
+        shift: (B,) float32.
+        residual: (n_out, B) in the dtype of the features, or None.
+        rectify: whether to end with a ReLU.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None = None
+    rectify: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class _Blocks:
-    """Pairs of a table by block of output rows, then kernel offset; ``splits[b, k]:splits[b, k + 1]`` are one group."""
+    """Pairs of a table by block of output rows, then kernel offset; ``splits[b, k]:splits[b, k + 1]`` are one group.
+
+    ``target`` counts from the first row of the block.
+    """
 
     source: np.ndarray
     target: np.ndarray
     splits: np.ndarray
+    pairs: int
 
 
 _BLOCKS: WeakKeyDictionary[NeighborTable, _Blocks] = WeakKeyDictionary()
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the fused kernels take ``x``: float32 on a CPU with fused multiply-add in vector registers."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and _FUSED
+    """Whether the fused kernels take ``x``: float32 or, where the processor multiplies it faster, bfloat16 on a CPU."""
+    dtype = x.dtype == torch.float32 or (DOT_BFLOAT16 and x.dtype == torch.bfloat16)
+    return dtype and x.device.type == "cpu" and FUSED
 
 
-def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
-    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), all float32."""
-    n_out, columns = table.rows.shape[1], weights.shape[2]
-    weights = _pad_columns(weights)
-    out = torch.empty(n_out, weights.shape[2])
+def gather_matmul_sum(
+    x: Tensor, weights: Tensor, table: NeighborTable, opposite: bool = False, epilogue: Epilogue | None = None
+) -> Tensor:
+    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), in the dtype of ``x``.
+
+    Args:
+        x: features.
+        weights: any strides, so a transposed view costs nothing.
+        table: which rows meet.
+        opposite: take the weights of the opposite offset, ``weights[V - 1 - k]``.
+        epilogue: applied to every row of the result.
+    """
+    volume, depth, columns = weights.shape
+    n_out = table.rows.shape[1]
     blocks = _blocks(table)
-    arrays = (x.contiguous().numpy(), weights.numpy(), out.numpy(), blocks.source, blocks.target, blocks.splits)
-    count = len(blocks.splits)
-
-    def work(first: int, last: int) -> None:
-        _matmul_blocks(*arrays, first, last)
-
-    share(work, count, 2 * len(blocks.source) * weights[0].numel())
-    return out if out.shape[1] == columns else out[:, :columns].contiguous()
+    count, work = len(blocks.splits), 2 * blocks.pairs * depth * columns
+    half = x.dtype == torch.bfloat16
+    packed = np.empty(volume * (-(-depth // 2) if half else depth) * _padded(columns), np.float32)
+    _pack_weights(array(weights), opposite, packed.view(np.int16 if half else np.float32))
+    if half and depth % 2:
+        x = torch.nn.functional.pad(x, (0, 1))
+    out = torch.empty(n_out, columns, dtype=x.dtype)
+    scale = shift = np.empty(0, np.float32)
+    residual, rectify = out, False
+    if epilogue is not None:
+        scale, shift, rectify = epilogue.scale.numpy(), epilogue.shift.numpy(), epilogue.rectify
+        if epilogue.residual is not None:
+            residual = epilogue.residual.contiguous()
+    added = residual is not out
+    arrays = (array(x.contiguous()), packed, array(out), blocks.source, blocks.target, blocks.splits)
+    last = (scale, shift, array(residual), added, rectify)
+    run = _matmul_bfloat16 if half else _matmul_float32
+    share(lambda first, end: run(*arrays, *last, first, end), count, work)
+    return out
 
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
-    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), all float32."""
-    volume, columns = table.rows.shape[0], y.shape[1]
-    y = _pad_columns(y)
-    blocks = _blocks(table)
+    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) float32."""
+    volume, blocks = table.rows.shape[0], _blocks(table)
     # The number of partial sums depends on the table alone, never on the threads.
-    segments = max(1, min(_SEGMENTS, len(blocks.splits)))
-    partial = torch.zeros(segments, volume, x.shape[1], y.shape[1])
-    arrays = (x.contiguous().numpy(), y.numpy(), partial.numpy(), blocks.source, blocks.target, blocks.splits)
+    segments = max(1, min(_SEGMENTS, len(blocks.splits) // _SEGMENT_BLOCKS))
+    parts = volume if segments == 1 else min(3, volume)
+    partial = torch.empty(segments, volume, x.shape[1], _padded(y.shape[1]))
+    half = x.dtype == torch.bfloat16
+    arrays = (array(x.contiguous()), array(y.contiguous()), partial.numpy())
+    lists = (blocks.source, blocks.target, blocks.splits, parts)
+    run = _outer_bfloat16 if half else _outer_float32
+    share(
+        lambda first, end: run(*arrays, *lists, first, end),
+        segments * parts,
+        2 * blocks.pairs * x.shape[1] * y.shape[1],
+    )
+    total = partial[0] if segments == 1 else partial.sum(0)
+    return total[..., : y.shape[1]].contiguous()
 
-    def work(first: int, last: int) -> None:
-        _outer_segments(*arrays, first, last)
 
-    share(work, segments, 2 * len(blocks.source) * x.shape[1] * y.shape[1])
-    return partial.sum(0)[..., :columns].contiguous()
-
-
-def _pad_columns(values: Tensor) -> Tensor:
-    missing = -values.shape[-1] % LANES
-    return torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+def _padded(columns: int) -> int:
+    return columns + -columns % LANES
 
 
 def _blocks(table: NeighborTable) -> _Blocks:
     if table not in _BLOCKS:
         rows = table.rows.numpy()
-        count = -(-rows.shape[1] // BLOCK_ROWS)
-        pairs = int((rows >= 0).sum())
-        blocks = _Blocks(
-            np.empty(pairs, np.int32), np.empty(pairs, np.int32), np.zeros((count, len(rows) + 1), np.int64)
-        )
-        _list_pairs(rows, blocks.source, blocks.target, blocks.splits)
-        _BLOCKS[table] = blocks
+        count, pairs = -(-rows.shape[1] // BLOCK_ROWS), int(np.count_nonzero(rows >= 0))
+        # a tile looks ahead, and the listing writes one entry beyond a block before it knows
+        source, target = np.zeros(pairs + LOOKAHEAD, np.int32), np.zeros(pairs + LOOKAHEAD, np.int32)
+        splits = np.zeros((count, len(rows) + 1), np.int64)
+        _list_pairs(rows, source, target, splits)
+        _BLOCKS[table] = _Blocks(source, target, splits, pairs)
     return _BLOCKS[table]
 
 
@@ -118,236 +163,233 @@ def _list_pairs(rows, source, target, splits):
     volume, n = rows.shape
     p = 0
     for block in range(splits.shape[0]):
+        first, last = block * BLOCK_ROWS, min(n, (block + 1) * BLOCK_ROWS)
         splits[block, 0] = p
         for k in range(volume):
-            for u in range(block * BLOCK_ROWS, min(n, (block + 1) * BLOCK_ROWS)):
-                if rows[k, u] >= 0:
-                    source[p] = rows[k, u]
-                    target[p] = u
-                    p += 1
+            row = rows[k]
+            for u in range(first, last):
+                # Written always and counted if present: the processor cannot foresee which neighbours are there.
+                source[p] = row[u]
+                target[p] = u - first
+                p += np.int64(row[u] >= 0)
             splits[block, k + 1] = p
-
-
-def _float_at(builder: ir.IRBuilder, base: ir.Value, row: ir.Value, stride: ir.Value, column: Any = 0) -> ir.Value:
-    """Address (an integer) of float ``column`` in row ``row`` of a row-major array with ``stride`` columns."""
-    place = builder.add(builder.mul(row, stride), column if isinstance(column, ir.Value) else base.type(column))
-    return builder.add(base, builder.shl(place, base.type(2)))
-
-
-def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = 4
-    return value
-
-
-def _index(builder: ir.IRBuilder, base: ir.Value, place: ir.Value) -> ir.Value:
-    raw = _load(builder, builder.add(base, builder.shl(place, base.type(2))), ir.IntType(32))
-    return builder.sext(raw, base.type)
-
-
-class _Tile:
-    """Emits ``rows x vectors`` register sums ``acc[r][v] += scalar[r] * vector[v]`` over a counted loop."""
-
-    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int) -> None:
-        self.builder, self.rows, self.vectors = builder, rows, vectors
-        self.vector = ir.VectorType(ir.FloatType(), LANES)
-        signature = ir.FunctionType(self.vector, [self.vector] * 3)
-        self.fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f32")
-
-    def splat(self, scalar: ir.Value) -> ir.Value:
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        one = self.builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return self.builder.shuffle_vector(one, undefined, zeros)
-
-    def loop(
-        self,
-        start: ir.Value,
-        end: ir.Value,
-        first: list[ir.Value],
-        operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
-    ) -> list[ir.Value]:
-        """Sums after ``for i in range(start, end)``, not empty; ``operands(i)`` gives the scalars and vectors."""
-        b = self.builder
-        before = b.block
-        body, after = b.append_basic_block("body"), b.append_basic_block("after")
-        b.branch(body)
-        b.position_at_end(body)
-        i = b.phi(start.type)
-        i.add_incoming(start, before)
-        sums = [b.phi(self.vector) for _ in first]
-        for phi, value in zip(sums, first):
-            phi.add_incoming(value, before)
-        scalars, vectors = operands(i)
-        splats = [self.splat(scalar) for scalar in scalars]
-        new = [
-            b.call(self.fma, [splats[r], vectors[v], sums[r * self.vectors + v]])
-            for r in range(self.rows)
-            for v in range(self.vectors)
-        ]
-        for phi, value in zip(sums, new):
-            phi.add_incoming(value, b.block)
-        following = b.add(i, i.type(1))
-        i.add_incoming(following, b.block)
-        b.cbranch(b.icmp_signed("<", following, end), body, after)
-        b.position_at_end(after)
-        return new
-
-    def store(self, address: ir.Value, value: ir.Value) -> None:
-        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer())).align = 4
-
-
-def _matmul_tile(rows: int, vectors: int) -> Any:
-    """``out[target[p + r], c:] += x[source[p + r], :] @ w[:, c:]`` for r < rows and ``vectors * LANES`` columns."""
-
-    @intrinsic
-    def tile(typing_context, x, w, out, source, target, p, column, depth, columns):
-        def emit(context, builder, signature, arguments):
-            x, w, out, source, target, p, column, depth, columns = arguments
-            b, kernel, long = builder, _Tile(builder, rows, vectors), p.type
-            inputs = [b.mul(_index(b, source, b.add(p, long(r))), depth) for r in range(rows)]
-            zero = ir.Constant(kernel.vector, [0.0] * LANES)
-
-            def operands(i: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-                strip = _float_at(b, w, i, columns, column)
-                scalars = [_load(b, b.add(x, b.shl(b.add(start, i), long(2))), ir.FloatType()) for start in inputs]
-                return scalars, [_load(b, b.add(strip, long(4 * LANES * v)), kernel.vector) for v in range(vectors)]
-
-            sums = kernel.loop(long(0), depth, [zero] * (rows * vectors), operands)
-            for r in range(rows):
-                start = _float_at(b, out, _index(b, target, b.add(p, long(r))), columns, column)
-                for v in range(vectors):
-                    address = b.add(start, long(4 * LANES * v))
-                    kernel.store(address, b.fadd(_load(b, address, kernel.vector), sums[r * vectors + v]))
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 9), emit
-
-    return tile
-
-
-def _outer_tile(rows: int, vectors: int) -> Any:
-    """``out[a + r, c:] += sum_p x[source[p], a + r] * y[target[p], c:]`` over start <= p < end, for r < rows."""
-
-    @intrinsic
-    def tile(typing_context, x, y, out, source, target, start, end, a, column, depth, columns):
-        def emit(context, builder, signature, arguments):
-            x, y, out, source, target, start, end, a, column, depth, columns = arguments
-            b, kernel, long = builder, _Tile(builder, rows, vectors), start.type
-            places = [
-                b.add(_float_at(b, out, b.add(a, long(r)), columns, column), long(4 * LANES * v))
-                for r in range(rows)
-                for v in range(vectors)
-            ]
-
-            def operands(i: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-                left = _float_at(b, x, _index(b, source, i), depth, a)
-                right = _float_at(b, y, _index(b, target, i), columns, column)
-                return (
-                    [_load(b, b.add(left, long(4 * r)), ir.FloatType()) for r in range(rows)],
-                    [_load(b, b.add(right, long(4 * LANES * v)), kernel.vector) for v in range(vectors)],
-                )
-
-            sums = kernel.loop(start, end, [_load(b, place, kernel.vector) for place in places], operands)
-            for place, value in zip(places, sums):
-                kernel.store(place, value)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 11), emit
-
-    return tile
-
-
-def _matmul_strip(vectors: int) -> Any:
-    tall, middle, single = _MATMUL_ROWS[vectors]
-    tall_tile, middle_tile, single_tile = (_matmul_tile(rows, vectors) for rows in (tall, middle, single))
-
-    @numba.njit(nogil=True)
-    def strip(x, w, out, source, target, start, end, column, depth, columns):
-        p = start
-        while p + tall <= end:
-            tall_tile(x, w, out, source, target, p, column, depth, columns)
-            p += tall
-        while p + middle <= end:
-            middle_tile(x, w, out, source, target, p, column, depth, columns)
-            p += middle
-        while p < end:
-            single_tile(x, w, out, source, target, p, column, depth, columns)
-            p += 1
-
-    return strip
-
-
-def _outer_strip(vectors: int) -> Any:
-    tall, middle, single = _OUTER_ROWS[vectors]
-    tall_tile, middle_tile, single_tile = (_outer_tile(rows, vectors) for rows in (tall, middle, single))
-
-    @numba.njit(nogil=True)
-    def strip(x, y, out, source, target, start, end, column, depth, columns):
-        a = 0
-        while a + tall <= depth:
-            tall_tile(x, y, out, source, target, start, end, a, column, depth, columns)
-            a += tall
-        while a + middle <= depth:
-            middle_tile(x, y, out, source, target, start, end, a, column, depth, columns)
-            a += middle
-        while a < depth:
-            single_tile(x, y, out, source, target, start, end, a, column, depth, columns)
-            a += 1
-
-    return strip
-
-
-_matmul_1, _matmul_2 = _matmul_strip(1), _matmul_strip(2)
-_matmul_3, _matmul_4 = (_matmul_strip(3), _matmul_strip(4)) if _WIDE else (_matmul_2, _matmul_2)
-_outer_1, _outer_2 = _outer_strip(1), _outer_strip(2)
-_outer_3, _outer_4 = (_outer_strip(3), _outer_strip(4)) if _WIDE else (_outer_2, _outer_2)
+    source[p:] = 0
+    target[p:] = 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _matmul_blocks(x, weights, out, source, target, splits, first, last):
-    depth, columns = weights.shape[1], weights.shape[2]
-    xs, ws, outs = x.ctypes.data, weights.ctypes.data, out.ctypes.data
-    sources, targets = source.ctypes.data, target.ctypes.data
-    for block in range(first, last):
-        out[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS] = 0
-        for k in range(weights.shape[0]):
-            start, end = splits[block, k], splits[block, k + 1]
-            w = ws + 4 * k * depth * columns
-            column = 0
-            while column < columns and start < end and depth > 0:
-                vectors = min(_MAX_VECTORS, (columns - column) // LANES)
+def _pack_weights(weights, opposite, packed):
+    """Weights by strip of columns, offset and row, so that a strip is read without a gap; zeros fill the last one.
+
+    bfloat16 rows are laid out in pairs, as its product instruction takes them.
+    """
+    volume, depth, columns = weights.shape
+    step = 1 if packed.itemsize == 4 else 2
+    at = 0
+    for start in range(0, columns, STRIP):
+        width = min(STRIP, columns - start)
+        full = width + -width % LANES
+        for k in range(volume):
+            matrix = weights[volume - 1 - k] if opposite else weights[k]
+            for a in range(0, depth, step):
+                for inner in range(step):
+                    for c in range(full):
+                        present = c < width and a + inner < depth
+                        packed[at + c * step + inner] = matrix[a + inner, start + c] if present else 0
+                at += full * step
+
+
+def _gathering(bfloat16: bool) -> Any:
+    """Compiled ``add(x, w, out, source, target, start, end, length, stride, columns, volume, k)`` for a group of pairs."""
+    one, two = gather_strip(1, bfloat16), gather_strip(2, bfloat16)
+    three, four = (gather_strip(3, bfloat16), gather_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
+
+    @numba.njit(nogil=True)
+    def add(x, w, out, source, target, start, end, length, columns, volume, k):
+        for column in range(0, columns, STRIP):
+            vectors = min(MAX_VECTORS, (columns - column) // LANES)
+            panel = w + 4 * length * (column * volume + k * vectors * LANES)
+            sums, width = out + 4 * column, 4 * columns
+            for first in range(0, length, _DEPTH):
+                rows, strip = x + 4 * first, panel + 4 * first * vectors * LANES
+                count = min(_DEPTH, length - first)
                 if vectors == 4:
-                    _matmul_4(xs, w, outs, sources, targets, start, end, column, depth, columns)
+                    four(rows, strip, sums, source, target, start, end, count, 4 * length, width)
                 elif vectors == 3:
-                    _matmul_3(xs, w, outs, sources, targets, start, end, column, depth, columns)
+                    three(rows, strip, sums, source, target, start, end, count, 4 * length, width)
                 elif vectors == 2:
-                    _matmul_2(xs, w, outs, sources, targets, start, end, column, depth, columns)
+                    two(rows, strip, sums, source, target, start, end, count, 4 * length, width)
                 else:
-                    _matmul_1(xs, w, outs, sources, targets, start, end, column, depth, columns)
-                column += vectors * LANES
+                    one(rows, strip, sums, source, target, start, end, count, 4 * length, width)
+
+    return add
+
+
+def _multiplying(bfloat16: bool) -> Any:
+    """Compiled ``add(x, y, out, depth, length, columns)``: adds the products of two packed chunks of ``length`` rows."""
+    one, two = dense_strip(1, bfloat16), dense_strip(2, bfloat16)
+    three, four = (dense_strip(3, bfloat16), dense_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
+
+    @numba.njit(nogil=True)
+    def add(x, y, out, depth, length, columns):
+        for row in range(0, depth, STRIP):
+            count = min(STRIP, depth - row)
+            wide = count + -count % LANES
+            left = x + 4 * length * row
+            for column in range(0, columns, STRIP):
+                vectors = min(MAX_VECTORS, (columns - column) // LANES)
+                right, sums = y + 4 * length * column, out + 4 * (row * columns + column)
+                if vectors == 4:
+                    four(left, right, sums, count, length, 4 * wide, 4 * columns)
+                elif vectors == 3:
+                    three(left, right, sums, count, length, 4 * wide, 4 * columns)
+                elif vectors == 2:
+                    two(left, right, sums, count, length, 4 * wide, 4 * columns)
+                else:
+                    one(left, right, sums, count, length, 4 * wide, 4 * columns)
+
+    return add
+
+
+def _matmul_blocks(bfloat16: bool) -> Any:
+    gather = _gathering(bfloat16)
+    per_multiplicand = 2 if bfloat16 else 1
+
+    @numba.njit(nogil=True)
+    def run(x, packed, out, source, target, splits, scale, shift, residual, added, rectify, first_block, last_block):
+        n, columns = out.shape
+        volume, length = splits.shape[1] - 1, x.shape[1] // per_multiplicand
+        full = columns + -columns % LANES
+        sums, size = np.empty((BLOCK_ROWS, full), np.float32), group(columns)
+        flat, result, others, spare = (
+            sums.reshape(-1),
+            out.reshape(-1),
+            residual.reshape(-1),
+            np.empty(size, np.float32),
+        )
+        if len(scale) > 0:
+            scale, shift = repeated(scale, size), repeated(shift, size)
+        addresses = (x.ctypes.data, packed.ctypes.data, sums.ctypes.data, source.ctypes.data, target.ctypes.data)
+        for block in range(first_block, last_block):
+            first = block * BLOCK_ROWS
+            count = min(BLOCK_ROWS, n - first)
+            sums[:count] = 0
+            for k in range(volume):
+                if splits[block, k] < splits[block, k + 1] and length > 0:
+                    gather(*addresses, splits[block, k], splits[block, k + 1], length, full, volume, k)
+            if full > columns:
+                for i in range(1, count):
+                    for c in range(columns):
+                        flat[i * columns + c] = flat[i * full + c]
+            for at in range(0, count * columns, size):
+                end = min(at + size, count * columns)
+                values = flat[at:end]
+                if len(scale) > 0:
+                    for i in range(end - at):
+                        values[i] = values[i] * scale[i] + shift[i]
+                if added:
+                    other = floats(others, first * columns + at, first * columns + end, spare)
+                    for i in range(end - at):
+                        values[i] += other[i]
+                if rectify:
+                    for i in range(end - at):
+                        values[i] = max(values[i], np.float32(0))
+                store(values, result, first * columns + at)
+
+    return run
+
+
+@numba.njit(nogil=True)
+def _pack_float32(x, rows, first, start, end, packed):
+    """Copy the rows ``first + rows[p]``, start <= p < end: strip of columns by strip, zeros after the last column."""
+    columns, count = x.shape[1], end - start
+    for column in range(0, columns, STRIP):
+        width = min(STRIP, columns - column)
+        wide = width + -width % LANES
+        at = count * column
+        for p in range(start, end):
+            row = first + rows[p]
+            if width == wide:
+                place, source = packed.ctypes.data + 4 * at, x.ctypes.data + 4 * (row * columns + column)
+                copy_vectors(place, source, width // LANES)
+            else:
+                for c in range(wide):
+                    packed[at + c] = x[row, column + c] if c < width else 0
+            at += wide
+
+
+@numba.njit(nogil=True)
+def _pack_bfloat16(x, rows, first, start, end, packed):
+    """As `_pack_float32`, with rows interleaved in pairs and an odd last one beside zeros."""
+    columns, count = x.shape[1], end - start
+    none = np.zeros(STRIP, np.int16)
+    for column in range(0, columns, STRIP):
+        width = min(STRIP, columns - column)
+        wide = width + -width % LANES
+        at = (count + count % 2) * column
+        for p in range(start, end, 2):
+            even, paired = first + rows[p], p + 1 < end
+            odd = first + rows[p + 1] if paired else even
+            if width == wide:
+                base = x.ctypes.data + 2 * column
+                other = base + 2 * odd * columns if paired else none.ctypes.data
+                place = packed.ctypes.data + 2 * at
+                interleave_vectors(place, base + 2 * even * columns, other, width // LANES)
+            else:
+                for c in range(wide):
+                    packed[at + 2 * c] = x[even, column + c] if c < width else 0
+                    packed[at + 2 * c + 1] = x[odd, column + c] if c < width and paired else 0
+            at += 2 * wide
+
+
+def _outer_segments(bfloat16: bool) -> Any:
+    multiply = _multiplying(bfloat16)
+    pack = _pack_bfloat16 if bfloat16 else _pack_float32
+    per_multiplicand = 2 if bfloat16 else 1
+
+    @numba.njit(nogil=True)
+    def run(x, y, partial, source, target, splits, parts, first, last):
+        """Work items are pairs of a segment of the blocks and a share of the offsets, the share running fastest."""
+        segments, volume, depth, full = partial.shape
+        blocks = splits.shape[0]
+        left = np.empty(_CHUNK * (depth + -depth % LANES), x.dtype)
+        right = np.empty(_CHUNK * full, y.dtype)
+        addresses = (left.ctypes.data, right.ctypes.data)
+        for item in range(first, last):
+            segment, part = item // parts, item % parts
+            first_k, last_k = volume * part // parts, volume * (part + 1) // parts
+            partial[segment, first_k:last_k] = 0
+            for block in range(segment * blocks // segments, (segment + 1) * blocks // segments):
+                for k in range(first_k, last_k):
+                    out = partial.ctypes.data + 4 * (segment * volume + k) * depth * full
+                    for start in range(splits[block, k], splits[block, k + 1], _CHUNK):
+                        end = min(start + _CHUNK, splits[block, k + 1])
+                        pack(x, source, 0, start, end, left)
+                        pack(y, target, block * BLOCK_ROWS, start, end, right)
+                        multiply(*addresses, out, depth, -(-(end - start) // per_multiplicand), full)
+
+    return run
+
+
+_matmul_32, _matmul_16 = _matmul_blocks(False), _matmul_blocks(True)
+_outer_32, _outer_16 = _outer_segments(False), _outer_segments(True)
 
 
 @numba.njit(cache=True, nogil=True)
-def _outer_segments(x, y, partial, source, target, splits, first, last):
-    segments, volume, depth, columns = partial.shape
-    blocks = splits.shape[0]
-    xs, ys, outs = x.ctypes.data, y.ctypes.data, partial.ctypes.data
-    sources, targets = source.ctypes.data, target.ctypes.data
-    for segment in range(first, last):
-        for block in range(segment * blocks // segments, (segment + 1) * blocks // segments):
-            for k in range(volume):
-                start, end = splits[block, k], splits[block, k + 1]
-                out = outs + 4 * (segment * volume + k) * depth * columns
-                column = 0
-                while column < columns and start < end:
-                    vectors = min(_MAX_VECTORS, (columns - column) // LANES)
-                    if vectors == 4:
-                        _outer_4(xs, ys, out, sources, targets, start, end, column, depth, columns)
-                    elif vectors == 3:
-                        _outer_3(xs, ys, out, sources, targets, start, end, column, depth, columns)
-                    elif vectors == 2:
-                        _outer_2(xs, ys, out, sources, targets, start, end, column, depth, columns)
-                    else:
-                        _outer_1(xs, ys, out, sources, targets, start, end, column, depth, columns)
-                    column += vectors * LANES
+def _matmul_float32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+    _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+
+
+@numba.njit(cache=True, nogil=True)
+def _matmul_bfloat16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+    _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+
+
+@numba.njit(cache=True, nogil=True)
+def _outer_float32(x, y, partial, source, target, splits, parts, first, last):
+    _outer_32(x, y, partial, source, target, splits, parts, first, last)
+
+
+@numba.njit(cache=True, nogil=True)
+def _outer_bfloat16(x, y, partial, source, target, splits, parts, first, last):
+    _outer_16(x, y, partial, source, target, splits, parts, first, last)

@@ -30,8 +30,8 @@ class Engine:
         conv: ``(in_channels, out_channels, kernel_size=3, stride=1)`` -> module.
         conv_transpose: ``(in_channels, out_channels)`` -> module with kernel 2 and stride 2.
         batch_norm: ``(channels)`` -> module called as ``norm(x, residual=None, rectify=False)``.
-        conv_norm: ``(conv, norm, x, residual=None, rectify=False)`` -> ``norm(conv(x), residual, rectify)``, in one
-            step where the engine has one.
+        conv_norm: ``(conv, norm, x, residual=None, rectify=False)``: ``norm(conv(x), residual, rectify)``, fused where it
+            can be.
         cat: joins the channels of two tensors on the same voxels.
         apply: ``(network, voxels, feats, width)``: sends features (n, F) on voxels (n, 4) int32 ``[batch, x, y, z]``
             through a network of this engine's tensors; returns (n, width), row i belonging to voxel i.
@@ -87,7 +87,7 @@ def require_device(name: str | None, device: torch.device) -> None:
 
 @cache
 def _native() -> Engine:
-    from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, cat, convolve_and_normalize
+    from mink_decouple.sparse.layers import BatchNorm, Conv3d, ConvTranspose3d, cat, conv_norm
     from mink_decouple.sparse.tensor import MapCache, SparseTensor
 
     def apply(network: Callable[[SparseTensor], SparseTensor], voxels: Tensor, feats: Tensor, width: int) -> Tensor:
@@ -101,7 +101,7 @@ def _native() -> Engine:
         maps = given.in_key_order()
         return network(SparseTensor(maps.level(1).coords, feats[order], maps=maps)).feats[back]
 
-    return Engine("native", Conv3d, ConvTranspose3d, BatchNorm, convolve_and_normalize, cat, apply)
+    return Engine("native", Conv3d, ConvTranspose3d, BatchNorm, conv_norm, cat, apply)
 
 
 @cache
@@ -132,9 +132,6 @@ def _minkowski() -> Engine:
                 x += residual
             return ME.MinkowskiFunctional.relu(x, inplace=True) if rectify else x
 
-    def conv_norm(conv: nn.Module, norm: nn.Module, x: Any, residual: Any = None, rectify: bool = False) -> Any:
-        return norm(conv(x), residual, rectify)
-
     def apply(network: Callable[[Any], Any], voxels: Tensor, feats: Tensor, width: int) -> Tensor:
         if not len(voxels):  # its convolution ends the process on an empty tensor
             return feats.new_zeros(0, width, requires_grad=torch.is_grad_enabled())
@@ -145,5 +142,8 @@ def _minkowski() -> Engine:
             rows: Tensor = network(x).F
         # on a GPU its coordinate map chooses the order of rows
         return rows[x.inverse_mapping.long()] if voxels.is_cuda else rows
+
+    def conv_norm(conv: nn.Module, norm: nn.Module, x: Any, residual: Any = None, rectify: bool = False) -> Any:
+        return norm(conv(x), residual, rectify)
 
     return Engine("minkowski", conv, conv_transpose, BatchNorm, conv_norm, ME.cat, apply)

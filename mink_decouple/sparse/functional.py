@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from mink_decouple.sparse import cpu_kernel
 from mink_decouple.sparse.kernel_map import KernelMap, NeighborTable
+from mink_decouple.sparse.normalization import folded
 
 
 def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
@@ -38,6 +39,77 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     Raises:
         ValueError: shapes that do not fit together.
     """
+    feats, kernel = _checked(feats, kernel, kernel_map)
+    out: Tensor = _Convolution.apply(feats, kernel, kernel_map)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def convolve_affine(
+    feats: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """``act(convolution(feats, kernel, kernel_map) * scale + shift + residual)`` without gradients, for inference.
+
+    Args:
+        feats: (n_in, C_in), as for :func:`convolution`.
+        kernel: (V, C_in, C_out).
+        kernel_map: which rows meet.
+        scale: (C_out,) float32 or float64.
+        shift: (C_out,), the same.
+        residual: (n_out, C_out), added last.
+        rectify: whether to end with a ReLU.
+
+    Returns:
+        (n_out, C_out), as :func:`convolution`.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    feats, kernel = _checked(feats, kernel, kernel_map)
+    if residual is not None:
+        if residual.shape != (kernel_map.n_out, kernel.shape[2]):
+            raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
+        residual = residual.to(feats.dtype)
+    fused = _fused(feats)
+    if fused is not None:
+        epilogue = fused.Epilogue(scale=scale.float(), shift=shift.float(), residual=residual, rectify=rectify)
+        fused_out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
+        return fused_out
+    out = gather_matmul_sum(feats, kernel, kernel_map.table) * scale.to(feats.dtype) + shift.to(feats.dtype)
+    out = out if residual is None else out + residual
+    return F.relu(out) if rectify else out
+
+
+def convolve_norm(
+    feats: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    bn: nn.BatchNorm1d,
+    residual: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """``act(bn(convolution(feats, kernel, kernel_map)) + residual)`` by the running statistics, for inference.
+
+    As :func:`convolve_affine` with the affine map of ``bn``. A GPU's kernels read the statistics themselves, which saves
+    the launches that fold them.
+    """
+    prepared, matrices = _checked(feats, kernel, kernel_map)
+    fused = _fused(prepared)
+    if fused is None or fused is cpu_kernel or bn.weight is None or bn.running_mean is None:
+        return convolve_affine(feats, kernel, kernel_map, *folded(bn), residual, rectify)
+    added = None if residual is None else residual.to(prepared.dtype)
+    epilogue = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, added, rectify)
+    out: Tensor = fused.gather_matmul_sum(prepared, matrices, kernel_map.table, epilogue=epilogue)
+    return out
+
+
+def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
+    """Features and kernel in the dtype they are multiplied in."""
     volume = kernel_map.table.rows.shape[0]
     if feats.ndim != 2 or kernel.shape[:2] != (volume, feats.shape[1]):
         raise ValueError(
@@ -46,52 +118,11 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
         )
     if len(feats) != kernel_map.n_in:
         raise ValueError(f"feats have {len(feats)} rows but the kernel map expects {kernel_map.n_in}")
-    dtype = _computed_in(feats)
-    out: Tensor = _Convolution.apply(feats.to(dtype), kernel.to(dtype), kernel_map)
-    return out if bias is None else out + bias.to(dtype)
-
-
-def convolution_norm(
-    feats: Tensor,
-    kernel: Tensor,
-    kernel_map: KernelMap,
-    bn: nn.BatchNorm1d,
-    residual: Tensor | None = None,
-    rectify: bool = False,
-) -> Tensor | None:
-    """``act(bn(convolution(...)) + residual)`` by the running statistics, in the one kernel of the convolution.
-
-    Args:
-        feats: (n_in, C_in).
-        kernel: (V, C_in, C_out).
-        kernel_map: which rows meet.
-        bn: affine normalisation in evaluation mode.
-        residual: (n_out, C_out), optional.
-        rectify: whether to end with a ReLU.
-
-    Returns:
-        (n_out, C_out), or None where this case has no such kernel (a gradient is wanted, the statistics are the
-        batch's, the device is no GPU): then convolve and normalise one after the other.
-    """
-    if torch.is_grad_enabled() or bn.training or type(bn) is not nn.BatchNorm1d or len(kernel) == 1:
-        return None
-    dtype = _computed_in(feats)
-    feats, kernel = feats.to(dtype), kernel.to(dtype)
-    fused = _fused(feats)
-    if not hasattr(fused, "Epilogue") or len(feats) != kernel_map.n_in:
-        return None
-    residual = None if residual is None else residual.to(dtype)
-    assert fused is not None
-    end = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, residual, rectify)
-    out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, end)
-    return out
-
-
-def _computed_in(feats: Tensor) -> torch.dtype:
     device = feats.device.type
-    if torch.is_autocast_enabled(device) and feats.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return feats.dtype
+    dtype = feats.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    return feats.to(dtype), kernel.to(dtype)
 
 
 class _Convolution(torch.autograd.Function):
@@ -113,32 +144,38 @@ class _Convolution(torch.autograd.Function):
         grad = grad.contiguous()
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                back = kernel.transpose(1, 2)
-                if kernel_map.reverse is None:
-                    grad_feats = gather_matmul_sum(grad, back.flip(0), kernel_map.table)
-                else:
-                    grad_feats = gather_matmul_sum(grad, back, kernel_map.reverse)
+                table, own = kernel_map.reverse, kernel_map.reverse is None
+                # A map of a coordinate set onto itself is its own opposite, with the offsets in reverse order.
+                table = kernel_map.table if table is None else table
+                grad_feats = gather_matmul_sum(grad, kernel.transpose(1, 2), table, opposite=own)
             if ctx.needs_input_grad[1]:
                 grad_kernel = gather_outer_sum(feats, grad, kernel_map.table)
         return grad_feats, grad_kernel, None
 
 
-def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:
-    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        return gather_matmul_sum(x.float(), weights.float(), table).to(x.dtype)
+def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, opposite: bool = False) -> Tensor:
+    """``out[u] = sum_k x[table[k, u]] @ weights[k]``: (n_source, A), (V, A, B) -> (n_out, B), without autograd.
+
+    ``opposite`` takes ``weights[V - 1 - k]`` instead. bfloat16 is summed in float32 on a CPU.
+    """
     fused = _fused(x)
-    out: Tensor = (fused.gather_matmul_sum if fused else gather_matmul_sum_torch)(x, weights, table)
-    return out
+    if fused is not None:
+        out: Tensor = fused.gather_matmul_sum(x, weights, table, opposite)
+        return out
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        return gather_matmul_sum(x.float(), weights.float(), table, opposite).to(x.dtype)
+    return gather_matmul_sum_torch(x, weights.flip(0) if opposite else weights, table)
 
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
+    fused = _fused(x)
+    if fused is not None:
+        out: Tensor = fused.gather_outer_sum(x, y, table).to(x.dtype)
+        return out
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
-    fused = _fused(x)
-    out: Tensor = (fused.gather_outer_sum if fused else gather_outer_sum_torch)(x, y, table)
-    return out
+    return gather_outer_sum_torch(x, y, table)
 
 
 def _fused(x: Tensor) -> ModuleType | None:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.sparse.threads import share
+
 AXIS_BITS = 18
 BATCH_LIMIT = 2 ** (63 - 3 * AXIS_BITS)
 GUARD = 2048
@@ -199,14 +201,15 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
         raise ValueError(f"kernel size {kernel_size} at tensor stride {stride} reaches beyond {GUARD // 2} voxels")
     if keys.device.type == "cpu":
         rows = np.arange(len(keys), dtype=np.int32) if order is None else order.numpy().astype(np.int32)
-        table = np.full((kernel_size**3, len(keys)), -1, dtype=np.int32)
-        _merge_submanifold(keys.numpy(), rows, kernel_size, stride, table)
-        return KernelMap(NeighborTable(torch.from_numpy(table), len(keys)))
+        table = torch.empty(kernel_size**3, len(keys), dtype=torch.int32)
+        arrays = (keys.numpy(), rows, kernel_size, stride, table.numpy())
+        columns = kernel_size**2 // 2 + 1
+        share(lambda first, last: _merge_submanifold(*arrays, first, last), columns, 10 * table.numel())
+        return KernelMap(NeighborTable(table, len(keys)))
     from mink_decouple.sparse import triton_maps, triton_runtime
 
-    if triton_runtime.works(keys.device):
-        return KernelMap(NeighborTable(triton_maps.submanifold_table(keys, order, kernel_size, stride), len(keys)))
-    return KernelMap(NeighborTable(submanifold_table_torch(keys, order, kernel_size, stride), len(keys)))
+    fill = triton_maps.submanifold_table if triton_runtime.works(keys.device) else submanifold_table_torch
+    return KernelMap(NeighborTable(fill(keys, order, kernel_size, stride), len(keys)))
 
 
 def submanifold_table_torch(keys: Tensor, order: Tensor | None, kernel_size: int, stride: int = 1) -> Tensor:
@@ -275,40 +278,43 @@ def strided_map(keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: in
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_submanifold(keys, rows, kernel_size, stride, table):
+def _merge_submanifold(keys, rows, kernel_size, stride, table, first, last):
     """Fill ``table`` by walking the sorted keys against themselves, one (dx, dy) column of neighbours at a time.
 
     A shifted sorted list is still sorted, so a pointer that only moves forward finds every neighbour. Half of the
-    columns are enough: each pair found is written in both directions.
+    columns are enough: each pair found is written in both directions, so columns write to different rows of the table.
     """
-    n = len(keys)
-    volume = table.shape[0]
-    radius = kernel_size // 2
+    n, square, radius = len(keys), kernel_size * kernel_size, kernel_size // 2
+    centre, volume = square // 2, table.shape[0]
     reach = 2 * radius * stride
     bit = 0
     while (1 << bit) < stride:
         bit += 1
-    for i in range(n):
-        table[volume // 2, rows[i]] = rows[i]
-        j = i + 1
-        while j < n and keys[j] - keys[i] <= radius * stride:
-            steps = (keys[j] - keys[i]) >> bit
-            index = volume // 2 + steps * kernel_size * kernel_size
-            table[index, rows[i]] = rows[j]
-            table[volume - 1 - index, rows[j]] = rows[i]
-            j += 1
-    for dx in range(radius + 1):
-        for dy in range(-radius if dx > 0 else 1, radius + 1):
-            shift = ((dx * stride) << (2 * AXIS_BITS)) + ((dy * stride) << AXIS_BITS) - radius * stride
-            column = (dy + radius) * kernel_size + dx + radius
-            p = 0
+    for half in range(first, last):
+        column = centre + half
+        dy, dx = column // kernel_size - radius, column % kernel_size - radius
+        for z in range(kernel_size):
+            table[z * square + column] = -1
+            table[volume - 1 - z * square - column] = -1
+        if half == 0:
             for i in range(n):
-                wanted = keys[i] + shift
-                while p < n and keys[p] < wanted:
-                    p += 1
-                j = p
-                while j < n and keys[j] - wanted <= reach:
-                    index = ((keys[j] - wanted) >> bit) * kernel_size * kernel_size + column
-                    table[index, rows[i]] = rows[j]
-                    table[volume - 1 - index, rows[j]] = rows[i]
+                row, j = rows[i], i + 1
+                table[volume // 2, row] = row
+                while j < n and keys[j] - keys[i] <= radius * stride:
+                    index = volume // 2 + ((keys[j] - keys[i]) >> bit) * square
+                    table[index, row] = rows[j]
+                    table[volume - 1 - index, rows[j]] = row
                     j += 1
+            continue
+        shift = ((dx * stride) << (2 * AXIS_BITS)) + ((dy * stride) << AXIS_BITS) - radius * stride
+        p = 0
+        for i in range(n):
+            wanted = keys[i] + shift
+            while p < n and keys[p] < wanted:
+                p += 1
+            j = p
+            while j < n and keys[j] - wanted <= reach:
+                index = ((keys[j] - wanted) >> bit) * square + column
+                table[index, rows[i]] = rows[j]
+                table[volume - 1 - index, rows[j]] = rows[i]
+                j += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mink_decouple.sparse.functional import convolution, convolution_norm
+from mink_decouple.sparse.functional import convolution, convolve_norm
 from mink_decouple.sparse.kernel_map import KernelMap
 from mink_decouple.sparse.normalization import normalize
 from mink_decouple.sparse.tensor import SparseTensor
@@ -29,18 +30,14 @@ class _Convolution(nn.Module):
         self.kernel = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(1, out_channels).uniform_(-bound, bound)) if bias else None
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(N, C_in) -> (N, C_out), or (M, C_out) where the convolution leads to another level."""
-        kernel_map, coords, stride = self._reach(x)
-        return SparseTensor(coords, convolution(x.feats, self._matrices(), kernel_map, self.bias), stride, x.maps)
-
-    def _matrices(self) -> Tensor:
-        """The kernel as (V, C_in, C_out)."""
-        return self.kernel.unsqueeze(0) if self.kernel.ndim == 2 else self.kernel
-
-    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
-        """The kernel map, and the coordinates and stride it leads to."""
+    def plan(self, x: SparseTensor) -> tuple[Tensor, KernelMap, Callable[[Tensor], SparseTensor]]:
+        """The kernel (V, C_in, C_out), the map it is applied over, and what makes a tensor of the result's features."""
         raise NotImplementedError
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve: features (N, C_in) -> (M, C_out) on the voxels the layer leads to."""
+        kernel, kernel_map, onto = self.plan(x)
+        return onto(convolution(x.feats, kernel, kernel_map, self.bias))
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""
@@ -74,11 +71,27 @@ class Conv3d(_Convolution):
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, fan=in_channels)
 
-    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
+    def plan(self, x: SparseTensor) -> tuple[Tensor, KernelMap, Callable[[Tensor], SparseTensor]]:
+        """As in the base class: onto the N voxels themselves, or the M voxels of the coarser grid."""
         if self.stride == 2:
             kernel_map = x.maps.strided(x.stride)
-            return kernel_map, x.maps.level(2 * x.stride).coords, 2 * x.stride
-        return x.maps.submanifold(x.stride, self.kernel_size), x.coords, x.stride
+            coarse = x.maps.level(2 * x.stride).coords
+            return self.kernel, kernel_map, lambda feats: SparseTensor(coarse, feats, 2 * x.stride, x.maps)
+        kernel = self.kernel.unsqueeze(0) if self.kernel_size == 1 else self.kernel
+        return kernel, x.maps.submanifold(x.stride, self.kernel_size), x.replace
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """(N, C_in) -> (N, C_out), or (M, C_out) on the M voxels of the coarser grid.
+
+        Raises:
+            ValueError: the number of input channels is another.
+        """
+        if self.kernel_size > 1:
+            return super().forward(x)
+        if x.feats.shape[1] != self.in_channels:
+            raise ValueError(f"feats must be (N, {self.in_channels}), got {tuple(x.feats.shape)}")
+        out = x.feats @ self.kernel.to(x.feats.dtype)  # every voxel is its own only neighbour
+        return x.replace(out if self.bias is None else out + self.bias.to(out.dtype))
 
 
 class Linear(Conv3d):
@@ -105,10 +118,19 @@ class ConvTranspose3d(_Convolution):
             raise ValueError(f"transposed convolution with kernel size {kernel_size} and stride {stride}: only 2 and 2")
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, fan=out_channels)
 
-    def _reach(self, x: SparseTensor) -> tuple[KernelMap, Tensor, int]:
+    def plan(self, x: SparseTensor) -> tuple[Tensor, KernelMap, Callable[[Tensor], SparseTensor]]:
+        """As in the base class: from M voxels onto the N of the finer level, in its row order.
+
+        Raises:
+            ValueError: the input was not made by strided convolutions, so there is no finer level.
+        """
         stride = x.stride // 2
-        fine = x.maps.level(stride)  # raises ValueError where nothing was convolved down from there
-        return x.maps.strided(stride).swapped(), fine.coords, stride
+        fine = x.maps.level(stride).coords
+        return (
+            self.kernel,
+            x.maps.strided(stride).swapped(),
+            lambda feats: SparseTensor(fine, feats, stride, x.maps),
+        )
 
 
 class BatchNorm(nn.Module):
@@ -137,23 +159,23 @@ class BatchNorm(nn.Module):
         return x.replace(normalize(x.feats, self.bn, None if residual is None else residual.feats, rectify))
 
 
-def convolve_and_normalize(
+def conv_norm(
     conv: _Convolution, norm: BatchNorm, x: SparseTensor, residual: SparseTensor | None = None, rectify: bool = False
 ) -> SparseTensor:
-    """``norm(conv(x), residual, rectify)``; in one kernel where a GPU infers without gradients.
+    """``norm(conv(x), residual, rectify)``; in inference the sums are normalised before they are written.
 
     Raises:
-        ValueError: ``residual`` lives on other voxels.
+        ValueError: ``residual`` lives on other voxels than the result.
     """
-    if conv.bias is None and not torch.is_grad_enabled():
-        kernel_map, coords, stride = conv._reach(x)
-        if residual is not None and (residual.maps is not x.maps or residual.stride != stride):
-            raise ValueError(f"tensors at strides {stride} and {residual.stride} do not share their voxels")
-        added = None if residual is None else residual.feats
-        feats = convolution_norm(x.feats, conv._matrices(), kernel_map, norm.bn, added, rectify)
-        if feats is not None:
-            return SparseTensor(coords, feats, stride, x.maps)
-    out: SparseTensor = norm(conv(x), residual, rectify)
+    bn = norm.bn
+    inference = not torch.is_grad_enabled() and not bn.training and type(bn) is nn.BatchNorm1d
+    if not inference or conv.kernel_size == 1 or conv.bias is not None:
+        return norm(conv(x), residual, rectify)
+    kernel, kernel_map, onto = conv.plan(x)
+    added = None if residual is None else residual.feats
+    out = onto(convolve_norm(x.feats, kernel, kernel_map, bn, added, rectify))
+    if residual is not None:
+        _check_same_voxels(out, residual)
     return out
 
 

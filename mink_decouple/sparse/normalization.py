@@ -1,8 +1,8 @@
 """Batch normalisation, residual addition and rectification in one step.
 
 These are bound by memory, not arithmetic: fused, features are read once for the statistics and once for the result
-instead of five times. The kernels here take float32 on a CPU, those of ``triton_normalization`` any float of a GPU;
-other cases take torch's own operations.
+instead of five times, and bfloat16 ones are half as long. Sums and results are made in float32. The kernels here are
+those of a CPU; ``triton_normalization`` has those of a GPU; other cases take torch's own operations.
 """
 
 # mypy: allow-untyped-defs
@@ -19,9 +19,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.threads import share
 
 _CHUNK = 512
+
+
+def folded(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) float32 that the running statistics and the affine parameters come to in inference."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = torch.rsqrt(bn.running_var.double() + bn.eps)
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -bn.running_mean * scale
+    return scale.float(), (shift if bn.bias is None else shift + bn.bias).float()
 
 
 def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
@@ -30,7 +40,7 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
     Fewer than two rows have no variance: they are normalised by the running statistics, in training too.
 
     Args:
-        x: (N, C).
+        x: (N, C) floating point; float32 and bfloat16 are fused on a CPU, float16 too on a GPU.
         bn: affine normalisation over the rows, with running statistics.
         residual: (N, C), added before the rectification.
         rectify: whether to end with a ReLU.
@@ -55,13 +65,15 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
 
 def _fused(x: Tensor, bn: nn.BatchNorm1d) -> Any:
     """The function whose kernels take ``x``; None: torch's own operations."""
-    if type(bn) is not nn.BatchNorm1d:
+    if type(bn) is not nn.BatchNorm1d or bn.weight is None or bn.weight.dtype != torch.float32:
+        return None
+    if bn.running_mean is None:
         return None
     if x.is_cuda:
         from mink_decouple.sparse import triton_normalization, triton_runtime
 
         return triton_normalization.Normalize if triton_runtime.usable(x) else None
-    return _Normalize if x.dtype == torch.float32 and x.device.type == "cpu" else None
+    return _Normalize if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else None
 
 
 class _Normalize(torch.autograd.Function):
@@ -79,7 +91,7 @@ class _Normalize(torch.autograd.Function):
         x = x.contiguous()
         n, channels = x.shape
         chunks, work = -(-n // _CHUNK), 4 * x.numel()
-        source, running = x.numpy(), (bn.running_mean, bn.running_var)
+        source, running = array(x), (bn.running_mean, bn.running_var)
         assert running[0] is not None and running[1] is not None and bn.num_batches_tracked is not None
         momentum = 0.0
         means = squares = np.empty((0, channels), np.float32)
@@ -92,11 +104,12 @@ class _Normalize(torch.autograd.Function):
             means, squares, n, running[0].numpy(), running[1].numpy(), weight.numpy(), bias.numpy(), momentum, bn.eps
         )
         out = torch.empty_like(x)
-        added = source if residual is None else residual.contiguous().numpy()
-        target, plain = out.numpy(), residual is None
+        added = source if residual is None else array(residual.contiguous())
+        target, plain = array(out), residual is None
         share(lambda first, last: _apply(source, added, target, affine, plain, rectify, first, last), chunks, work)
-        ctx.save_for_backward(x, out if rectify else x, weight)
-        ctx.affine, ctx.batch_statistics, ctx.rectify = affine, batch_statistics, rectify
+        # Where nothing was added the sign of the result follows from x, so the result need not be kept and read.
+        ctx.save_for_backward(x, x if plain else out, weight)
+        ctx.affine, ctx.batch_statistics, ctx.rectify, ctx.plain = affine, batch_statistics, rectify, plain
         return out
 
     @staticmethod
@@ -106,9 +119,11 @@ class _Normalize(torch.autograd.Function):
         grad, rectify = grad.contiguous(), ctx.rectify
         n, channels = x.shape
         chunks, work = -(-n // _CHUNK), 4 * x.numel()
-        arrays = (x.numpy(), out.numpy(), grad.numpy())
+        arrays = (array(x), array(out), array(grad))
         sums = np.empty((2, chunks, channels), np.float32)
-        share(lambda a, b: _chunk_gradients(*arrays, ctx.affine, sums, rectify, a, b), chunks, work)
+        # 0: the gradient passes; 1: where the normalised x is positive; 2: where the result is positive
+        gate = 0 if not rectify else 1 if ctx.plain else 2
+        share(lambda a, b: _chunk_gradients(*arrays, ctx.affine, sums, gate, a, b), chunks, work)
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
         coefficients = _gradient_coefficients(
             sums, n, ctx.affine, weight.numpy(), ctx.batch_statistics, grad_weight.numpy(), grad_bias.numpy()
@@ -117,32 +132,50 @@ class _Normalize(torch.autograd.Function):
         # The residual's gradient is that of the sum, which without rectification is the incoming one.
         kept = rectify and ctx.needs_input_grad[1]
         masked = torch.empty_like(x) if kept else grad_x
-        targets = (grad_x.numpy(), masked.numpy())
-        share(lambda a, b: _input_gradients(*arrays, coefficients, *targets, kept, rectify, a, b), chunks, work)
+        targets = (array(grad_x), array(masked))
+        share(
+            lambda a, b: _input_gradients(*arrays, ctx.affine, coefficients, *targets, kept, gate, a, b), chunks, work
+        )
         grad_residual = None
         if ctx.needs_input_grad[1]:
             grad_residual = masked if rectify else grad
         return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
+@numba.njit(nogil=True)
+def _summed(partial, channels):
+    """Sums of the rows of a group, (channels,)."""
+    total = np.zeros(channels, np.float32)
+    for start in range(0, len(partial), channels):
+        for c in range(channels):
+            total[c] += partial[start + c]
+    return total
+
+
 @numba.njit(cache=True, nogil=True)
 def _chunk_moments(x, means, squares, first, last):
     n, channels = x.shape
+    flat, size = x.reshape(-1), group(channels)
+    room, partial = np.empty(size, np.float32), np.empty(size, np.float32)
     for chunk in range(first, last):
-        start, end = chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)
-        total = np.zeros(channels, np.float32)
-        for i in range(start, end):
-            for c in range(channels):
-                total[c] += x[i, c]
+        start, end = chunk * _CHUNK * channels, min(n, (chunk + 1) * _CHUNK) * channels
+        partial[:] = 0
+        for at in range(start, end, size):
+            values = floats(flat, at, min(at + size, end), room)
+            for i in range(len(values)):
+                partial[i] += values[i]
+        mean = _summed(partial, channels)
         for c in range(channels):
-            total[c] /= np.float32(end - start)
-            means[chunk, c] = total[c]
-        square = np.zeros(channels, np.float32)
-        for i in range(start, end):
-            for c in range(channels):
-                difference = x[i, c] - total[c]
-                square[c] += difference * difference
-        squares[chunk] = square
+            mean[c] /= np.float32((end - start) // channels)
+            means[chunk, c] = mean[c]
+        means_again = repeated(mean, size)
+        partial[:] = 0
+        for at in range(start, end, size):
+            values = floats(flat, at, min(at + size, end), room)
+            for i in range(len(values)):
+                difference = values[i] - means_again[i]
+                partial[i] += difference * difference
+        squares[chunk] = _summed(partial, channels)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -173,18 +206,24 @@ def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum
 @numba.njit(cache=True, nogil=True)
 def _apply(x, residual, out, affine, plain, rectify, first, last):
     n, channels = x.shape
+    flat, others, target, size = x.reshape(-1), residual.reshape(-1), out.reshape(-1), group(channels)
     floor = np.float32(0 if rectify else -np.inf)
-    scale, shift = affine[2], affine[3]
-    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
-        x_row, out_row, residual_row = x[i], out[i], residual[i]
+    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
+    room, more, result = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    stop = min(n, last * _CHUNK) * channels
+    for at in range(first * _CHUNK * channels, stop, size):
+        end = min(at + size, stop)
+        values = floats(flat, at, end, room)
         if plain:
-            for c in range(channels):
-                value = x_row[c] * scale[c] + shift[c]
-                out_row[c] = floor if value < floor else value
+            for i in range(len(values)):
+                value = values[i] * scale[i] + shift[i]
+                result[i] = floor if value < floor else value
         else:
-            for c in range(channels):
-                value = x_row[c] * scale[c] + shift[c] + residual_row[c]
-                out_row[c] = floor if value < floor else value
+            added = floats(others, at, end, more)
+            for i in range(len(values)):
+                value = values[i] * scale[i] + shift[i] + added[i]
+                result[i] = floor if value < floor else value
+        store(result[: end - at], target, at)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -207,38 +246,60 @@ def _gradient_coefficients(sums, n, affine, weight, batch_statistics, grad_weigh
     return coefficients
 
 
-@numba.njit(cache=True, nogil=True)
-def _chunk_gradients(x, out, grad, affine, sums, rectify, first, last):
-    n, channels = x.shape
+@numba.njit(nogil=True)
+def _gated(x, out, grad, scale, shift, gate, result):
+    """The gradient behind the rectification."""
+    zero = np.float32(0)
     # A product with 0 or 1 instead of a choice: a choice keeps the compiler from using vector instructions.
-    floor = np.float32(0 if rectify else -np.inf)
-    mean = affine[0]
-    for chunk in range(first, last):
-        total = np.zeros(channels, np.float32)
-        projected = np.zeros(channels, np.float32)
-        for i in range(chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)):
-            x_row, out_row, grad_row = x[i], out[i], grad[i]
-            for c in range(channels):
-                g = grad_row[c] * np.float32(out_row[c] > floor)
-                total[c] += g
-                projected[c] += g * (x_row[c] - mean[c])
-        sums[0, chunk] = total
-        sums[1, chunk] = projected
+    if gate == 0:
+        for i in range(len(x)):
+            result[i] = grad[i]
+    elif gate == 1:
+        for i in range(len(x)):
+            result[i] = grad[i] * np.float32(x[i] * scale[i] + shift[i] > zero)
+    else:
+        for i in range(len(x)):
+            result[i] = grad[i] * np.float32(out[i] > zero)
 
 
 @numba.njit(cache=True, nogil=True)
-def _input_gradients(x, out, grad, coefficients, grad_x, masked, kept, rectify, first, last):
+def _chunk_gradients(x, out, grad, affine, sums, gate, first, last):
     n, channels = x.shape
-    floor = np.float32(0 if rectify else -np.inf)
-    scale, slope, level = coefficients[0], coefficients[1], coefficients[2]
-    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
-        x_row, out_row, grad_row, result_row, masked_row = x[i], out[i], grad[i], grad_x[i], masked[i]
+    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
+    mean, scale, shift = repeated(affine[0], size), repeated(affine[2], size), repeated(affine[3], size)
+    rooms = np.empty((4, size), np.float32)
+    total, projected, g = np.empty(size, np.float32), np.empty(size, np.float32), rooms[3]
+    for chunk in range(first, last):
+        total[:] = 0
+        projected[:] = 0
+        stop = min(n, (chunk + 1) * _CHUNK) * channels
+        for at in range(chunk * _CHUNK * channels, stop, size):
+            end = min(at + size, stop)
+            values, results = floats(flat, at, end, rooms[0]), floats(outs, at, end, rooms[1])
+            _gated(values, results, floats(grads, at, end, rooms[2]), scale, shift, gate, g)
+            for i in range(len(values)):
+                total[i] += g[i]
+                projected[i] += g[i] * (values[i] - mean[i])
+        sums[0, chunk] = _summed(total, channels)
+        sums[1, chunk] = _summed(projected, channels)
+
+
+@numba.njit(cache=True, nogil=True)
+def _input_gradients(x, out, grad, affine, coefficients, grad_x, masked, kept, gate, first, last):
+    n, channels = x.shape
+    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
+    targets, kepts = grad_x.reshape(-1), masked.reshape(-1)
+    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
+    slope, level = repeated(coefficients[1], size), repeated(coefficients[2], size)
+    rooms = np.empty((4, size), np.float32)
+    stop = min(n, last * _CHUNK) * channels
+    for at in range(first * _CHUNK * channels, stop, size):
+        end = min(at + size, stop)
+        values, results = floats(flat, at, end, rooms[0]), floats(outs, at, end, rooms[1])
+        g = rooms[3][: end - at]
+        _gated(values, results, floats(grads, at, end, rooms[2]), scale, shift, gate, g)
         if kept:
-            for c in range(channels):
-                masked_row[c] = grad_row[c] * np.float32(out_row[c] > floor)
-            for c in range(channels):
-                result_row[c] = scale[c] * masked_row[c] + slope[c] * x_row[c] + level[c]
-        else:
-            for c in range(channels):
-                g = grad_row[c] * np.float32(out_row[c] > floor)
-                result_row[c] = scale[c] * g + slope[c] * x_row[c] + level[c]
+            store(g, kepts, at)
+        for i in range(len(values)):
+            g[i] = scale[i] * g[i] + slope[i] * values[i] + level[i]
+        store(g, targets, at)

@@ -82,13 +82,16 @@ class Epilogue:
 _NOTHING = Epilogue()
 
 
-def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue: Epilogue | None = None) -> Tensor:
+def gather_matmul_sum(
+    x: Tensor, weights: Tensor, table: NeighborTable, opposite: bool = False, epilogue: Epilogue | None = None
+) -> Tensor:
     """``out[u] = sum_k x[table[k, u]] @ weights[k]``, then the epilogue.
 
     Args:
         x: (n_source, A) float32, bfloat16 or float16.
         weights: (V, A, B), same dtype; any strides.
         table: (V, n_out). One offset means that every row meets itself.
+        opposite: whether to take ``weights[V - 1 - k]`` instead.
         epilogue: applied to the float32 sums.
 
     Returns:
@@ -117,9 +120,10 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, epilogue
             _matmul_tiles[(len(tiles.counts) * columns,)](
                 x, weights, sums, out if last else sums, group.order, tiles.counts, tiles.lists, tiles.rows,
                 _or(end.scale, out), _or(end.shift, out), _or(end.mean, out), _or(end.var, out), _or(end.residual, out),
-                n, len(group.rows), a, b, group.first, *weights.stride(), end.eps,
-                ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None, NORM=end.mean is not None,
-                RESIDUAL=end.residual is not None, RECTIFY=end.rectify, EVEN=a % tile.depth == 0, PRECISION=precision,
+                n, len(group.rows), a, b, volume - 1 - group.first if opposite else group.first,
+                *weights.stride(), end.eps,
+                OPPOSITE=opposite, ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None,
+                NORM=end.mean is not None, RESIDUAL=end.residual is not None, RECTIFY=end.rectify, EVEN=a % tile.depth == 0, PRECISION=precision,
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
@@ -194,8 +198,8 @@ def _length(where: Layout, tiles: int) -> int:
 def _matmul_tiles(
     x, weights, sums, out, order, counts, lists, rows, scale, shift, mean, var, residual,
     n, volume, a, b, first, stride_k, stride_a, stride_b, eps,
-    ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
-    RECTIFY: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    OPPOSITE: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     # Programs that share input rows follow each other.
@@ -216,7 +220,8 @@ def _matmul_tiles(
         row = tl.load(rows + item * ROWS + within)
         channel = step % blocks * DEPTH + depth
         here = x + row.to(tl.int64)[:, None] * a + channel[None, :]
-        there = weights + tl.cast(first + k, tl.int64) * stride_k + channel[:, None] * stride_a
+        offset = first - k if OPPOSITE else first + k
+        there = weights + offset.to(tl.int64) * stride_k + channel[:, None] * stride_a
         there += column[None, :] * stride_b
         if EVEN:
             left = tl.load(here, mask=(row >= 0)[:, None], other=0.0)

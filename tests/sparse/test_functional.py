@@ -1,16 +1,23 @@
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import llvmlite.binding
 import pytest
 import torch
 from torch import Tensor
 from voxel_sets import random_voxels, surface_voxels
 
 from mink_decouple.sparse import cpu_kernel, threads
-from mink_decouple.sparse.functional import convolution, gather_matmul_sum_torch, gather_outer_sum_torch
+from mink_decouple.sparse.functional import (
+    convolution,
+    convolve_affine,
+    gather_matmul_sum_torch,
+    gather_outer_sum_torch,
+)
 from mink_decouple.sparse.kernel_map import KernelMap
 from mink_decouple.sparse.tensor import MapCache
 
@@ -120,6 +127,80 @@ def test_fused_kernels_for_narrower_registers_are_right_too(tmp_path: Path) -> N
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PAIRED = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from voxel_sets import surface_voxels
+from mink_decouple.sparse import cpu_kernel
+from mink_decouple.sparse.functional import gather_matmul_sum_torch, gather_outer_sum_torch
+from mink_decouple.sparse.tensor import MapCache
+assert cpu_kernel.usable(torch.zeros(1, dtype=torch.bfloat16))
+cache = MapCache(surface_voxels(1, items=2, side=20))
+for table in (cache.submanifold(1, 3).table, cache.strided(1).table, cache.strided(1).reverse):
+    for a, b in ((1, 1), (3, 16), (33, 37), (64, 80)):
+        x, y = torch.randn(table.n_source, a).bfloat16(), torch.randn(table.rows.shape[1], b).bfloat16()
+        w = (torch.randn(len(table.rows), a, b) / 8).bfloat16()
+        scale, shift, residual = torch.rand(b), torch.randn(b), torch.randn(len(y), b).bfloat16()
+        epilogue = cpu_kernel.Epilogue(scale, shift, residual, True)
+        exact = gather_matmul_sum_torch(x.double(), w.double(), table)
+        for ours, expected, tolerance in (
+            (cpu_kernel.gather_matmul_sum(x, w, table), exact, 2**-9),
+            (cpu_kernel.gather_matmul_sum(x, w, table, epilogue=epilogue),
+             (exact * scale + shift + residual).relu(), 2**-9),
+            (cpu_kernel.gather_outer_sum(x, y, table), gather_outer_sum_torch(x.double(), y.double(), table), 1e-6),
+        ):
+            assert (ours - expected).norm() <= tolerance * expected.norm(), (a, b)
+print("right")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_kernel.usable(torch.zeros(1)), reason="no fused multiply-add on this processor")
+def test_bfloat16_products_are_right_where_the_processor_has_them(tmp_path: Path) -> None:
+    features = llvmlite.binding.get_host_cpu_features()
+    if not features.get("avx512f"):
+        pytest.skip("the processor has no AVX-512, hence no bfloat16 products")
+    features["avx512bf16"] = True
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "znver4",
+        "NUMBA_CPU_FEATURES": ",".join(("+" if has else "-") + name for name, has in features.items()),
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", PAIRED, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGILL:
+        pytest.skip("the processor has no instruction for bfloat16 products")
+    assert done.returncode == 0 and "right" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["same", "down", "up"])
+def test_affine_epilogue_equals_the_separate_operations(kind: str, dtype: torch.dtype) -> None:
+    mapping = maps(surface_voxels(6, side=20))[kind]
+    feats, kernel = (t.detach().to(dtype) for t in draw(mapping, 12, 20, torch.float64))
+    generator = torch.Generator().manual_seed(3)
+    scale, shift = torch.rand(20, generator=generator), torch.randn(20, generator=generator)
+    residual = torch.randn(mapping.n_out, 20, generator=generator).to(dtype)
+    expected = definition(feats.double(), kernel.double(), mapping) * scale + shift
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    for added in (None, residual):
+        for rectify in (False, True):
+            out = convolve_affine(feats, kernel, mapping, scale, shift, added, rectify)
+            exact = expected if added is None else expected + added
+            exact = exact.relu() if rectify else exact
+            assert out.dtype == dtype
+            assert (out - exact).norm() <= tolerance * exact.norm()
+
+
+def test_an_epilogue_of_other_rows_is_refused() -> None:
+    mapping = maps(random_voxels(1))["same"]
+    feats, kernel = (t.detach() for t in draw(mapping, 3, 4))
+    with pytest.raises(ValueError, match=r"residual must be \(85, 4\), got \(84, 4\)"):
+        convolve_affine(feats, kernel, mapping, torch.ones(4), torch.zeros(4), torch.zeros(84, 4))
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

@@ -146,3 +146,53 @@ def test_layers_refuse_what_they_cannot_do(x: SparseTensor) -> None:
         layers.ConvTranspose3d(5, 1)(SparseTensor(x.coords * torch.tensor([1, 2, 2, 2]).int(), x.feats, stride=2))
     with pytest.raises(ValueError, match="do not share their voxels"):
         layers.cat(x, layers.Conv3d(5, 5, kernel_size=2, stride=2)(x))
+
+
+@pytest.mark.parametrize("layer", ["same", "single", "biased", "down", "up"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inference_fuses_the_norm_into_the_convolution(layer: str, autocast: bool) -> None:
+    torch.manual_seed(0)
+    coords = random_voxels(3)
+    x = SparseTensor(coords, torch.randn(len(coords), 6))
+    if layer == "up":
+        x = layers.Conv3d(6, 6, kernel_size=2, stride=2)(x)
+    conv = {
+        "same": lambda: layers.Conv3d(6, 8),
+        "single": lambda: layers.Conv3d(6, 8, kernel_size=1),
+        "biased": lambda: layers.Conv3d(6, 8, bias=True),
+        "down": lambda: layers.Conv3d(6, 8, kernel_size=2, stride=2),
+        "up": lambda: layers.ConvTranspose3d(6, 8),
+    }[layer]()
+    norm = layers.BatchNorm(8)
+    nn.init.uniform_(norm.bn.weight, -1, 1)
+    nn.init.normal_(norm.bn.bias)
+    norm.bn.running_mean.normal_()
+    norm.bn.running_var.uniform_(0.5, 2)
+    residual = conv(x).replace(torch.randn(len(conv(x)), 8))
+    for added, rectify in ((None, False), (None, True), (residual, True)):
+        norm.train()
+        before = norm.bn.running_mean.clone()
+        with torch.no_grad():
+            layers.conv_norm(conv, norm, x, added, rectify)
+        assert not torch.equal(norm.bn.running_mean, before)  # training statistics are of the batch, gradients or not
+        norm.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            fused = layers.conv_norm(conv, norm, x, added, rectify)
+            apart = norm(conv(x), added, rectify)
+        assert fused.coords is apart.coords and fused.feats.dtype == apart.feats.dtype
+        tolerance = 2e-2 if autocast else 1e-5
+        assert (fused.feats - apart.feats).norm() <= tolerance * apart.feats.norm()
+
+
+def test_a_residual_on_other_voxels_is_refused_in_inference_too() -> None:
+    x = SparseTensor(random_voxels(1), torch.randn(85, 4))
+    other = SparseTensor(random_voxels(1), torch.randn(85, 4))
+    conv, norm = layers.Conv3d(4, 4), layers.BatchNorm(4).eval()
+    with torch.no_grad(), pytest.raises(ValueError, match="do not share their voxels"):
+        layers.conv_norm(conv, norm, x, other)
+
+
+def test_a_kernel_of_one_names_the_channels_it_wants() -> None:
+    x = SparseTensor(random_voxels(1), torch.randn(85, 4))
+    with pytest.raises(ValueError, match=r"feats must be \(N, 5\), got \(85, 4\)"):
+        layers.Linear(5, 2)(x)

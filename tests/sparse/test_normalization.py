@@ -71,3 +71,31 @@ def test_frozen_parameters_get_no_gradient() -> None:
     bn.requires_grad_(False)
     normalize(x, bn.eval(), rectify=True).sum().backward()
     assert x.grad is not None and bn.weight.grad is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_bfloat16_differs_from_float32_by_its_rounding_alone(training: bool, rectify: bool) -> None:
+    x, residual, bn = draw(700, channels=20)
+    half, half_residual = (t.detach().bfloat16().requires_grad_() for t in (x, residual))
+    other = copy.deepcopy(bn)
+    bn.train(training)
+    other.train(training)
+    out = normalize(half, bn, half_residual, rectify)
+    exact = normalize(half.detach().float().requires_grad_(), other, half_residual.detach().float(), rectify)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16())
+    torch.testing.assert_close(bn.running_var, other.running_var)
+    (grad_x, grad_residual) = torch.autograd.grad(out.float().square().sum(), (half, half_residual))
+    wide, wide_residual = half.detach().float().requires_grad_(), half_residual.detach().float().requires_grad_()
+    again = normalize(wide, copy.deepcopy(other), wide_residual, rectify)
+    expected = torch.autograd.grad(again.square().sum(), (wide, wide_residual))
+    for ours, theirs in zip((grad_x, grad_residual), expected):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - theirs).norm() < 0.02 * theirs.norm() + 1e-6
+
+
+def test_values_that_are_no_numbers_stay_none_in_bfloat16() -> None:
+    x = torch.tensor([[float("nan"), 1.0], [float("inf"), 2.0]], dtype=torch.bfloat16)
+    out = normalize(x, nn.BatchNorm1d(2).eval())
+    assert out[0, 0].isnan() and out[1, 0].isinf() and out[:, 1].isfinite().all()

@@ -53,7 +53,7 @@ with compiling() as made:
     x = torch.zeros(table.n_source, 20)
     one = torch.ones(24)
     end = triton_kernel.Epilogue(one, one, one, one, 1e-5, torch.zeros(len(x), 24), True)
-    triton_kernel.gather_matmul_sum(x, torch.zeros(27, 24, 20).transpose(1, 2), table, end)
+    triton_kernel.gather_matmul_sum(x, torch.zeros(27, 24, 20).transpose(1, 2), table, True, end)
     keys, order = kernel_map.sort_keys(kernel_map.pack(random_voxels(0)))
     triton_maps.submanifold_table(keys, order, 3)
     triton_maps.submanifold_table(keys, None, 5, 2)

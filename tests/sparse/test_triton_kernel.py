@@ -104,7 +104,9 @@ def test_a_kernel_of_one_is_a_matrix_product() -> None:
     residual = draw(85, 5)
     for epilogue in (None, Epilogue(residual=residual)):
         expected = x @ weights[0] + (0 if epilogue is None else residual)
-        torch.testing.assert_close(gather_matmul_sum(x, weights, table, epilogue), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            gather_matmul_sum(x, weights, table, epilogue=epilogue), expected, rtol=1e-5, atol=1e-5
+        )
     torch.testing.assert_close(gather_outer_sum(x, y, table)[0], x.t() @ y)
 
 
@@ -116,12 +118,12 @@ def test_the_epilogue_scales_shifts_adds_and_rectifies_in_this_order(dtype: torc
     plain = matmul_definition(x, weights, table)
     full = torch.relu(plain * scale + shift + residual)
     given = Epilogue(scale, shift, residual=residual, rectify=True)
-    assert_close(gather_matmul_sum(x, weights, table, given), full, dtype)
-    assert_close(gather_matmul_sum(x, weights, table, Epilogue(shift=shift)), plain + shift, dtype)
+    assert_close(gather_matmul_sum(x, weights, table, epilogue=given), full, dtype)
+    assert_close(gather_matmul_sum(x, weights, table, epilogue=Epilogue(shift=shift)), plain + shift, dtype)
     mean, var = draw(20) + 2, draw(20).square()
     normalised = Epilogue(scale, shift, mean, var, 0.1)
     exact = F.batch_norm(plain, mean.double(), var.double(), scale.double(), shift.double(), eps=0.1)
-    assert_close(gather_matmul_sum(x, weights, table, normalised), exact, dtype)
+    assert_close(gather_matmul_sum(x, weights, table, epilogue=normalised), exact, dtype)
 
 
 def test_weights_may_be_a_transposed_view_and_features_strided() -> None:

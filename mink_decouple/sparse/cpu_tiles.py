@@ -1,0 +1,316 @@
+"""Inner loops of the CPU kernels as LLVM vector instructions: a few rows by a strip of columns, all sums in registers.
+
+Compilers do not find this shape by themselves. A multiplicand is 4 bytes: one float32, or two bfloat16 that one
+instruction multiplies by two others and adds to a float32 sum. numba inlines the tiles into the loops of
+`cpu_kernel.py`.
+"""
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_NAME = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+_FEATURES = (
+    {name[1:]: name[0] == "+" for name in numba.config.CPU_FEATURES.split(",") if name}
+    if numba.config.CPU_FEATURES
+    else llvmlite.binding.get_host_cpu_features()
+)
+WIDE = bool(_FEATURES.get("avx512f"))
+FUSED = bool(_FEATURES.get("fma") or _FEATURES.get("neon"))
+"""Whether the processor multiplies and adds in one instruction; without it torch's own operations are as good."""
+LANES = 16 if WIDE else 8
+"""Floats per vector register."""
+MAX_VECTORS = 4 if WIDE else 2
+"""Vector registers per row of a tile, at most."""
+STRIP = LANES * MAX_VECTORS
+"""Columns of a tile, at most."""
+
+
+# The instruction must exist and pay: Intel's 512-bit form has half the rate of its float32 units, AMD's twice.
+DOT_BFLOAT16 = WIDE and bool(_FEATURES.get("avx512bf16")) and _NAME.startswith("znver")
+"""Whether bfloat16 features are multiplied as such; elsewhere they are widened to float32 first."""
+
+# Sums per tile are limited by the registers: 32 with AVX-512, else 16. rows[vectors per row] of the three tile heights.
+_GATHER_ROWS = {4: (6, 2, 1), 3: (8, 2, 1), 2: (8, 3, 1), 1: (8, 3, 1)} if WIDE else {2: (6, 2, 1), 1: (8, 4, 1)}
+_DENSE_ROWS = {4: (6, 2, 1), 3: (8, 3, 1), 2: (8, 3, 1), 1: (16, 4, 1)} if WIDE else {2: (4, 3, 1), 1: (8, 3, 1)}
+LOOKAHEAD = 2 * max(rows[0] for rows in _GATHER_ROWS.values())
+"""Pairs that a tile may read beyond the last one."""
+
+
+class _Name(ir.Type):
+    """A type that llvmlite has no class for."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _to_string(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Name) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class _Tile:
+    """Emits ``rows x vectors`` register sums ``acc[r][v] += scalar[r] * vector[v]`` over a counted loop."""
+
+    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, bfloat16: bool) -> None:
+        self.builder, self.rows, self.vectors, self.bfloat16 = builder, rows, vectors, bfloat16
+        self.vector = ir.VectorType(ir.FloatType(), LANES)
+        self.element = ir.IntType(32) if bfloat16 else ir.FloatType()
+        if bfloat16:
+            old = llvmlite.binding.llvm_version_info[0] < 16
+            self.operand = ir.VectorType(ir.IntType(32), 16) if old else ir.VectorType(_Name("bfloat"), 32)
+            kinds, name = [self.vector, self.operand, self.operand], "llvm.x86.avx512bf16.dpbf16ps.512"
+        else:
+            self.operand = self.vector
+            kinds, name = [self.vector] * 3, f"llvm.fma.v{LANES}f32"
+        self.multiply = cgutils.get_or_insert_function(builder.module, ir.FunctionType(self.vector, kinds), name)
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        kind = ir.VectorType(self.element, LANES)
+        undefined = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        return self.builder.bitcast(self.builder.shuffle_vector(one, undefined, zeros), self.operand)
+
+    def add(self, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+        order = [total, left, right] if self.bfloat16 else [left, right, total]
+        return self.builder.call(self.multiply, order)
+
+    def loop(
+        self, length: ir.Value, first: list[ir.Value], scalars: Callable[[ir.Value], list[ir.Value]], strip: ir.Value
+    ) -> list[ir.Value]:
+        """Sums after ``for i in range(length)``, not empty; ``strip`` is the address of rows of ``vectors``."""
+        b, long = self.builder, length.type
+        before = b.block
+        body, after = b.append_basic_block("body"), b.append_basic_block("after")
+        b.branch(body)
+        b.position_at_end(body)
+        i = b.phi(long)
+        i.add_incoming(long(0), before)
+        sums = [b.phi(self.vector) for _ in first]
+        for phi, value in zip(sums, first):
+            phi.add_incoming(value, before)
+        splats = [self.splat(load(b, address, self.element)) for address in scalars(i)]
+        row = b.add(strip, b.mul(i, long(4 * LANES * self.vectors)))
+        vectors = [load(b, b.add(row, long(4 * LANES * v)), self.operand) for v in range(self.vectors)]
+        new = [
+            self.add(splats[r], vectors[v], sums[r * self.vectors + v])
+            for r in range(self.rows)
+            for v in range(self.vectors)
+        ]
+        for phi, value in zip(sums, new):
+            phi.add_incoming(value, b.block)
+        following = b.add(i, long(1))
+        i.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<", following, length), body, after)
+        b.position_at_end(after)
+        return new
+
+    def update(self, rows: list[ir.Value], sums: list[ir.Value]) -> None:
+        """Add the sums to the rows of floats at these addresses."""
+        b = self.builder
+        for r, row in enumerate(rows):
+            for v in range(self.vectors):
+                address = b.add(row, row.type(4 * LANES * v))
+                total = b.fadd(load(b, address, self.vector), sums[r * self.vectors + v])
+                b.store(total, b.inttoptr(address, self.vector.as_pointer())).align = 4
+
+    def zeros(self) -> list[ir.Value]:
+        return [ir.Constant(self.vector, [0.0] * LANES)] * (self.rows * self.vectors)
+
+
+def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
+    """A value at an address (an integer) that is a multiple of ``align``."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = align
+    return value
+
+
+def _index(builder: ir.IRBuilder, base: ir.Value, place: ir.Value) -> ir.Value:
+    raw = load(builder, builder.add(base, builder.shl(place, base.type(2))), ir.IntType(32))
+    return builder.sext(raw, base.type)
+
+
+def _prefetch(builder: ir.IRBuilder, rows: list[ir.Value], length: ir.Value) -> None:
+    """Bring ``length`` bytes, more than none, at each of these addresses near."""
+    b, byte = builder, ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte] + [ir.IntType(32)] * 3)
+    fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+    read, keep, data = ir.IntType(32)(0), ir.IntType(32)(3), ir.IntType(32)(1)
+
+    def body(i: ir.Value) -> None:
+        for row in rows:
+            place = b.add(row, b.shl(i, i.type(6)))
+            b.call(fetch, [b.inttoptr(place, byte), read, keep, data])
+
+    _counted(b, b.lshr(b.add(length, length.type(63)), length.type(6)), body)
+
+
+def _gather_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
+    """``out[target[p + r]] += x[source[p + r]] @ w`` for r < rows and one strip of columns."""
+
+    @intrinsic
+    def tile(typing_context, x, w, out, source, target, p, length, x_stride, out_stride):
+        def emit(context, builder, signature, arguments):
+            x, w, out, source, target, p, length, x_stride, out_stride = arguments
+            b, kernel, long = builder, _Tile(builder, rows, vectors, bfloat16), p.type
+
+            def address(base: ir.Value, table: ir.Value, place: int, stride: ir.Value) -> ir.Value:
+                return b.add(base, b.mul(_index(b, table, b.add(p, long(place))), stride))
+
+            inputs = [address(x, source, r, x_stride) for r in range(rows)]
+            if rows > 3:
+                following = [address(x, source, rows + r, x_stride) for r in range(rows)]
+                _prefetch(b, following, b.shl(length, long(2)))
+            sums = kernel.loop(
+                length, kernel.zeros(), lambda i: [b.add(start, b.shl(i, long(2))) for start in inputs], w
+            )
+            kernel.update([address(out, target, r, out_stride) for r in range(rows)], sums)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), emit
+
+    return tile
+
+
+def _dense_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
+    """``out[r] += sum_i x[i, r] * y[i]`` for r < rows and one strip of columns."""
+
+    @intrinsic
+    def tile(typing_context, x, y, out, length, x_stride, out_stride):
+        def emit(context, builder, signature, arguments):
+            x, y, out, length, x_stride, out_stride = arguments
+            b, kernel, long = builder, _Tile(builder, rows, vectors, bfloat16), length.type
+
+            def scalars(i: ir.Value) -> list[ir.Value]:
+                row = b.add(x, b.mul(i, x_stride))
+                return [b.add(row, long(4 * r)) for r in range(rows)]
+
+            sums = kernel.loop(length, kernel.zeros(), scalars, y)
+            kernel.update([b.add(out, b.mul(out_stride, long(r))) for r in range(rows)], sums)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), emit
+
+    return tile
+
+
+def _counted(builder: ir.IRBuilder, count: ir.Value, body: Callable[[ir.Value], None]) -> None:
+    """Emit ``for i in range(count): body(i)``; not empty."""
+    b, before = builder, builder.block
+    loop, after = b.append_basic_block("loop"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(count.type)
+    i.add_incoming(count.type(0), before)
+    body(i)
+    following = b.add(i, count.type(1))
+    i.add_incoming(following, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), loop, after)
+    b.position_at_end(after)
+
+
+@intrinsic
+def copy_vectors(typing_context, target, source, count):
+    """Copy ``count`` > 0 registers' worth of 4-byte values between two addresses."""
+
+    def emit(context, builder, signature, arguments):
+        target, source, count = arguments
+        b, kind = builder, ir.VectorType(ir.IntType(32), LANES)
+
+        def body(i: ir.Value) -> None:
+            at = b.mul(i, i.type(4 * LANES))
+            value = load(b, b.add(source, at), kind)
+            b.store(value, b.inttoptr(b.add(target, at), kind.as_pointer())).align = 4
+
+        _counted(b, count, body)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def interleave_vectors(typing_context, target, even, odd, count):
+    """Interleave two rows of ``count * LANES`` 2-byte values: even[0], odd[0], even[1], ..."""
+
+    def emit(context, builder, signature, arguments):
+        target, even, odd, count = arguments
+        b, half = builder, ir.VectorType(ir.IntType(16), LANES)
+        order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
+
+        def body(i: ir.Value) -> None:
+            at = b.mul(i, i.type(2 * LANES))
+            values = [load(b, b.add(row, at), half, 2) for row in (even, odd)]
+            both = b.shuffle_vector(*values, mask)
+            place = b.add(target, b.shl(at, at.type(1)))
+            b.store(both, b.inttoptr(place, both.type.as_pointer())).align = 4
+
+        _counted(b, count, body)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), emit
+
+
+def gather_strip(vectors: int, bfloat16: bool = False) -> Any:
+    """A compiled ``strip(x, w, out, source, target, start, end, length, x_stride, out_stride)``.
+
+    It adds ``x[source[p]] @ w`` to ``out[target[p]]`` for start <= p < end. All arguments are integers: addresses of x
+    (rows of ``length`` 4-byte multiplicands), of w (length, vectors * LANES), of out and of the int32 row numbers, and
+    strides in bytes. Up to ``LOOKAHEAD`` numbers beyond ``end`` are read.
+    """
+    tall, middle, single = _GATHER_ROWS[vectors]
+    tall_tile, middle_tile, single_tile = (_gather_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))
+
+    @numba.njit(nogil=True)
+    def strip(x, w, out, source, target, start, end, length, x_stride, out_stride):
+        p = start
+        while p + tall <= end:
+            tall_tile(x, w, out, source, target, p, length, x_stride, out_stride)
+            p += tall
+        while p + middle <= end:
+            middle_tile(x, w, out, source, target, p, length, x_stride, out_stride)
+            p += middle
+        while p < end:
+            single_tile(x, w, out, source, target, p, length, x_stride, out_stride)
+            p += 1
+
+    return strip
+
+
+def dense_strip(vectors: int, bfloat16: bool = False) -> Any:
+    """A compiled ``strip(x, y, out, count, length, x_stride, out_stride)``: ``out += x^T y``.
+
+    Addresses of x (length, count) and y (length, vectors * LANES) in 4-byte multiplicands, and of out; strides in bytes.
+    """
+    tall, middle, single = _DENSE_ROWS[vectors]
+    tall_tile, middle_tile, single_tile = (_dense_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))
+
+    @numba.njit(nogil=True)
+    def strip(x, y, out, count, length, x_stride, out_stride):
+        a = 0
+        while a + tall <= count:
+            tall_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            a += tall
+        while a + middle <= count:
+            middle_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            a += middle
+        while a < count:
+            single_tile(x + 4 * a, y, out + a * out_stride, length, x_stride, out_stride)
+            a += 1
+
+    return strip
