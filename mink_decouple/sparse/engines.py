@@ -30,8 +30,8 @@ class Engine:
         conv: ``(in_channels, out_channels, kernel_size=3, stride=1)`` -> module.
         conv_transpose: ``(in_channels, out_channels)`` -> module with kernel 2 and stride 2.
         batch_norm: ``(channels)`` -> module called as ``norm(x, residual=None, rectify=False)``.
-        conv_norm: ``(conv, norm, x, residual=None, rectify=False)``: ``norm(conv(x), residual, rectify)``, fused where it
-            can be.
+        conv_norm: ``(conv, norm, x, residual=None, rectify=False)``: ``norm(conv(x), residual, rectify)``, fused where
+            it can be.
         cat: joins the channels of two tensors on the same voxels.
         apply: ``(network, voxels, feats, width)``: sends features (n, F) on voxels (n, 4) int32 ``[batch, x, y, z]``
             through a network of this engine's tensors; returns (n, width), row i belonging to voxel i.

@@ -95,8 +95,8 @@ def convolve_norm(
 ) -> Tensor:
     """``act(bn(convolution(feats, kernel, kernel_map)) + residual)`` by the running statistics, for inference.
 
-    As :func:`convolve_affine` with the affine map of ``bn``. A GPU's kernels read the statistics themselves, which saves
-    the launches that fold them.
+    As :func:`convolve_affine` with the affine map of ``bn``. A GPU's kernels read the statistics themselves, which
+    saves the launches that fold them.
     """
     prepared, matrices = _checked(feats, kernel, kernel_map)
     fused = _fused(prepared)

@@ -123,7 +123,8 @@ def gather_matmul_sum(
                 n, len(group.rows), a, b, volume - 1 - group.first if opposite else group.first,
                 *weights.stride(), end.eps,
                 OPPOSITE=opposite, ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None,
-                NORM=end.mean is not None, RESIDUAL=end.residual is not None, RECTIFY=end.rectify, EVEN=a % tile.depth == 0, PRECISION=precision,
+                NORM=end.mean is not None, RESIDUAL=end.residual is not None, RECTIFY=end.rectify,
+                EVEN=a % tile.depth == 0, PRECISION=precision,
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
