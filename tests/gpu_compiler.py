@@ -27,12 +27,13 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's name, bytes of shared memory and machine code."""
+    """A kernel's name, signature, bytes of shared memory, assembler text and machine code."""
 
     name: str
+    signature: dict[str, str]
     shared: int
+    ptx: str
     cubin: bytes
-    options: str
 
 
 @contextmanager
@@ -61,8 +62,8 @@ def compiling() -> Iterator[list[Compiled]]:
                     attributes[(index,)] = [["tt.divisibility", 16]]
         source = ASTSource(self, signature, constants, attributes)
         kernel = triton.compile(source, target=H100, options=options)
-        about = " ".join(f"{k}={v}" for k, v in {**constants, **options}.items())
-        made.append(Compiled(self.__name__, kernel.metadata.shared, kernel.asm["cubin"], about))
+        asm = kernel.asm
+        made.append(Compiled(self.__name__, signature, kernel.metadata.shared, asm["ptx"], asm["cubin"]))
 
     before, JITFunction.run = JITFunction.run, run
     try:

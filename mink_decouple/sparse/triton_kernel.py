@@ -146,9 +146,9 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     a, b = x.shape[1], y.shape[1]
     if volume == 1:
         return (x.t() @ y).unsqueeze(0)
-    out = x.new_zeros(volume, a, b)
-    if not out.numel() or not n:
-        return out
+    if not a * b * n:
+        return x.new_zeros(volume, a, b)
+    out = x.new_empty(volume, a, b)
     where = layout(table)
     x, y = x.contiguous(), y.contiguous()
     source, target = where.pairs
@@ -158,6 +158,7 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
         across, down = -(-a // tile.rows), -(-b // tile.columns)
         pieces = where.chunks(_length(where, across * down))
         if not pieces.number:
+            out.zero_()
             return
         partial = torch.empty(pieces.number, a, b, dtype=torch.float32, device=x.device)
         _outer_chunks[(pieces.number * across * down,)](

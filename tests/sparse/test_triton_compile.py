@@ -19,6 +19,8 @@ def version() -> tuple[int, ...]:
 pytestmark = pytest.mark.skipif(version() < (3, 6), reason="needs Triton 3.6 or newer")
 
 CODE = """
+import re
+
 import torch
 from gpu_compiler import SHARED_MEMORY, compiling
 from triton.runtime.jit import JITFunction
@@ -55,6 +57,12 @@ with compiling() as made:
     end = triton_kernel.Epilogue(one, one, one, one, 1e-5, torch.zeros(len(x), 24), True)
     triton_kernel.gather_matmul_sum(x, torch.zeros(27, 24, 20).transpose(1, 2), table, True, end)
     keys, order = kernel_map.sort_keys(kernel_map.pack(random_voxels(0)))
+    # Wide 16-bit features reach the matrix units of a Hopper GPU by asynchronous copies of 16 bytes.
+    wide = [k for k in made if k.name == "_matmul_tiles" and k.signature["x"] in ("*bf16", "*fp16")][:4]
+    assert len(wide) == 4
+    for kernel in wide:
+        assert "wgmma.mma_async" in kernel.ptx, kernel.signature
+        assert re.search(r"cp\\.async\\.c[ag].*, 0x10", kernel.ptx), kernel.signature
     triton_maps.submanifold_table(keys, order, 3)
     triton_maps.submanifold_table(keys, None, 5, 2)
     normalization._fused = lambda x, bn: triton_normalization.Normalize
@@ -71,8 +79,7 @@ with compiling() as made:
 assert {kernel.name for kernel in made} == kernels, kernels
 assert len(made) > len(kernels)
 for kernel in made:
-    assert kernel.cubin[:4] == b"\\x7fELF" and kernel.shared <= SHARED_MEMORY, kernel
-print(len(made))
+    assert kernel.cubin[:4] == b"\\x7fELF" and kernel.shared <= SHARED_MEMORY, kernel.name
 """
 
 
