@@ -128,11 +128,10 @@ def gather_matmul_sum(
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
-    exact = x.dtype == torch.float32 and precision == "ieee"
-    candidates = [
-        replace(tile, columns=_within(tile.columns, b), depth=_within(tile.depth, a))
-        for tile in (_MATMUL_32 if exact else _MATMUL_16)
-    ]
+    def candidates() -> list[Tile]:
+        tiles = _MATMUL_32 if x.dtype == torch.float32 and precision == "ieee" else _MATMUL_16
+        return [replace(tile, columns=_within(tile.columns, b), depth=_within(tile.depth, a)) for tile in tiles]
+
     run(choose(("matmul", n.bit_length(), volume, len(groups), a, b, x.dtype, precision), candidates, run))
     return out
 
@@ -168,11 +167,10 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
         )  # fmt: skip
         _sum_chunks[(-(-a * b // _REDUCE), volume)](partial, pieces.splits, out, a * b, BLOCK=_REDUCE)
 
-    exact = x.dtype == torch.float32 and precision == "ieee"
-    candidates = [
-        replace(tile, rows=_within(tile.rows, a), columns=_within(tile.columns, b))
-        for tile in (_OUTER_32 if exact else _OUTER_16)
-    ]
+    def candidates() -> list[Tile]:
+        tiles = _OUTER_32 if x.dtype == torch.float32 and precision == "ieee" else _OUTER_16
+        return [replace(tile, rows=_within(tile.rows, a), columns=_within(tile.columns, b)) for tile in tiles]
+
     run(choose(("outer", n.bit_length(), volume, a, b, x.dtype, precision), candidates, run))
     return out
 

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -40,28 +39,30 @@ class Tile:
     stages: int
 
 
-_chosen: dict[Path, dict[str, Tile]] = {}
+_known: dict[tuple[object, ...], Tile] = {}
 
 
-def choose(key: Sequence[object], candidates: Sequence[Tile], run: Callable[[Tile], object]) -> Tile:
-    """The fastest candidate for a case.
+def choose(key: tuple[object, ...], candidates: Callable[[], Sequence[Tile]], run: Callable[[Tile], object]) -> Tile:
+    """The fastest candidate for a case; one look into a table where the case is known.
 
     Args:
         key: what the choice depends on besides the GPU; made of words and numbers.
-        candidates: at least one; the first is the default.
+        candidates: gives at least one; the first is the default.
         run: launches the kernel with a tile; may be called often, so it must overwrite its result.
     """
-    candidates = list(dict.fromkeys(candidates))
-    if len(candidates) == 1 or not _may_time():
-        return candidates[0]
+    known = _known.get(key)
+    if known is not None:
+        return known
+    tiles = list(dict.fromkeys(candidates()))
+    if len(tiles) == 1 or not _may_time():
+        return tiles[0]
     name, path = " ".join(map(str, key)), _path()
-    if path not in _chosen:
-        _chosen[path] = _read(path)
-    table = _chosen[path]
-    if table.get(name) not in candidates:
-        table[name] = _fastest(candidates, run)
-        _write(path, {**_read(path), name: table[name]})
-    return table[name]
+    tile = _read(path).get(name)
+    if tile not in tiles:
+        tile = _fastest(tiles, run)
+        _write(path, {**_read(path), name: tile})
+    _known[key] = tile
+    return tile
 
 
 def _may_time() -> bool:
@@ -95,14 +96,10 @@ def _seconds(run: Callable[[], object]) -> float:
     return best
 
 
-@cache
-def _gpu() -> str:
-    return re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
-
-
 def _path() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "mink_decouple" / f"tiles-{_gpu()}-triton-{getattr(triton, '__version__', 'none')}.json"
+    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
+    return Path(home) / "mink_decouple" / f"tiles-{gpu}-triton-{getattr(triton, '__version__', 'none')}.json"
 
 
 def _read(path: Path) -> dict[str, Tile]:

@@ -35,7 +35,8 @@ modules = [triton_kernel, triton_knn, triton_layout, triton_maps, triton_normali
 called_by_others = {"_spread", "_lower_bound"}
 kernels = {k.__name__ for m in modules for k in vars(m).values() if isinstance(k, JITFunction)} - called_by_others
 
-def largest(key, tiles, run):
+def largest(key, candidates, run):
+    tiles = candidates()
     for tile in {*tiles[:1], max(tiles, key=lambda t: (t.rows * t.columns, t.depth, t.stages))}:
         run(tile)
     return tiles[0]

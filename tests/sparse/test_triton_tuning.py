@@ -25,12 +25,12 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Tile]:
     monkeypatch.setattr(triton_tuning, "_may_time", lambda: True)
     monkeypatch.setattr(triton_tuning, "_seconds", seconds)
     monkeypatch.setattr(triton_tuning, "_path", lambda: tmp_path / "deep" / "tiles.json")
-    monkeypatch.setattr(triton_tuning, "_chosen", {})
+    monkeypatch.setattr(triton_tuning, "_known", {})
     return seen
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_tuning, "_chosen", {})
+    monkeypatch.setattr(triton_tuning, "_known", {})
 
 
 def recording(seen: list[Tile]) -> object:
@@ -46,13 +46,13 @@ def test_the_fastest_tile_is_chosen_once_and_remembered_on_disk(
     runs: list[Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = recording(runs)
-    assert choose(("matmul", 17, 64), TILES, run) == WIDE  # type: ignore[arg-type]
+    assert choose(("matmul", 17, 64), lambda: TILES, run) == WIDE  # type: ignore[arg-type]
     assert runs == [SMALL, WIDE]
-    assert choose(("matmul", 17, 64), TILES, run) == WIDE  # type: ignore[arg-type]
+    assert choose(("matmul", 17, 64), lambda: TILES, run) == WIDE  # type: ignore[arg-type]
     forget(monkeypatch)
-    assert choose(("matmul", 17, 64), TILES, run) == WIDE  # type: ignore[arg-type]
+    assert choose(("matmul", 17, 64), lambda: TILES, run) == WIDE  # type: ignore[arg-type]
     assert runs == [SMALL, WIDE]
-    choose(("matmul", 18, 64), TILES, run)  # type: ignore[arg-type]
+    choose(("matmul", 18, 64), lambda: TILES, run)  # type: ignore[arg-type]
     assert len(runs) == 4
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_damaged_or_names_an_old_tile_is_written_anew(
     for text in ("{", "[1]", '{"outer 5": {"rows": 1}}', old):
         path.write_text(text, encoding="utf-8")
         forget(monkeypatch)
-        assert choose(("outer", 5), TILES, recording(runs)) == WIDE  # type: ignore[arg-type]
+        assert choose(("outer", 5), lambda: TILES, recording(runs)) == WIDE  # type: ignore[arg-type]
         assert triton_tuning._read(path)["outer 5"] == WIDE
 
 
@@ -75,9 +75,9 @@ def refuse(tile: Tile) -> None:
 
 def test_a_gpu_that_runs_no_tile_says_so(runs: list[Tile]) -> None:
     with pytest.raises(RuntimeError, match="no tile size"):
-        choose(("outer", 6), [GREEDY, replace(GREEDY, warps=4)], refuse)
+        choose(("outer", 6), lambda: [GREEDY, replace(GREEDY, warps=4)], refuse)
 
 
 def test_without_a_clock_the_first_tile_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_tuning, "_may_time", lambda: False)
-    assert choose(("outer", 7), [WIDE, SMALL], lambda tile: pytest.fail("ran")) == WIDE
+    assert choose(("outer", 7), lambda: [WIDE, SMALL], lambda tile: pytest.fail("ran")) == WIDE
