@@ -30,10 +30,9 @@ from mink_decouple.sparse.cpu_tiles import (
     LOOKAHEAD,
     MAX_VECTORS,
     STRIP,
-    copy_vectors,
     dense_strip,
     gather_strip,
-    interleave_vectors,
+    pack_strip,
 )
 from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.sparse.threads import share
@@ -41,8 +40,9 @@ from mink_decouple.sparse.threads import share
 BLOCK_ROWS = 256
 _DEPTH = 128
 """Multiplicands of a row worked on at a time: that many rows of a strip of weights fit in the first-level cache."""
-_CHUNK = 64
+_CHUNK = 96
 """Pairs packed at a time for the weight gradient."""
+_NEAR_BLOCKS = 4
 _SEGMENTS = 8
 _SEGMENT_BLOCKS = 4
 
@@ -299,52 +299,45 @@ def _matmul_blocks(bfloat16: bool) -> Any:
     return run
 
 
-@numba.njit(nogil=True)
-def _pack_float32(x, rows, first, start, end, packed):
-    """Copy the rows ``first + rows[p]``, start <= p < end: strip of columns by strip, zeros after the last column."""
-    columns, count = x.shape[1], end - start
-    for column in range(0, columns, STRIP):
-        width = min(STRIP, columns - column)
-        wide = width + -width % LANES
-        at = count * column
-        for p in range(start, end):
-            row = first + rows[p]
-            if width == wide:
-                place, source = packed.ctypes.data + 4 * at, x.ctypes.data + 4 * (row * columns + column)
-                copy_vectors(place, source, width // LANES)
-            else:
-                for c in range(wide):
-                    packed[at + c] = x[row, column + c] if c < width else 0
-            at += wide
+def _packing(bfloat16: bool) -> Any:
+    """Compiled ``pack(x, rows, first, start, end, packed, none)``: rows ``first + rows[p]``, start <= p < end, by strips.
 
+    Zeros follow the last column of a row, and the last row of an odd number of bfloat16 ones.
+    """
+    one, two = pack_strip(1, bfloat16), pack_strip(2, bfloat16)
+    three, four = (pack_strip(3, bfloat16), pack_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
+    step = 2 if bfloat16 else 1
 
-@numba.njit(nogil=True)
-def _pack_bfloat16(x, rows, first, start, end, packed):
-    """As `_pack_float32`, with rows interleaved in pairs and an odd last one beside zeros."""
-    columns, count = x.shape[1], end - start
-    none = np.zeros(STRIP, np.int16)
-    for column in range(0, columns, STRIP):
-        width = min(STRIP, columns - column)
-        wide = width + -width % LANES
-        at = (count + count % 2) * column
-        for p in range(start, end, 2):
-            even, paired = first + rows[p], p + 1 < end
-            odd = first + rows[p + 1] if paired else even
-            if width == wide:
-                base = x.ctypes.data + 2 * column
-                other = base + 2 * odd * columns if paired else none.ctypes.data
-                place = packed.ctypes.data + 2 * at
-                interleave_vectors(place, base + 2 * even * columns, other, width // LANES)
+    @numba.njit(nogil=True)
+    def pack(x, rows, first, start, end, packed, none):
+        columns, count = x.shape[1], end - start + (end - start) % step
+        lists, zeros, stride = rows.ctypes.data, none.ctypes.data, x.itemsize * columns
+        for column in range(0, columns, STRIP):
+            width = min(STRIP, columns - column)
+            vectors = -(-width // LANES)
+            place = packed.ctypes.data + packed.itemsize * count * column
+            source = x.ctypes.data + x.itemsize * column
+            if width < vectors * LANES:
+                for i in range(count):
+                    at = count * column + i // step * step * vectors * LANES + i % step
+                    row = first + rows[start + i] if start + i < end else -1
+                    for c in range(vectors * LANES):
+                        packed[at + c * step] = x[row, column + c] if c < width and row >= 0 else 0
+            elif vectors == 4:
+                four(place, source, lists, first, start, end, stride, zeros)
+            elif vectors == 3:
+                three(place, source, lists, first, start, end, stride, zeros)
+            elif vectors == 2:
+                two(place, source, lists, first, start, end, stride, zeros)
             else:
-                for c in range(wide):
-                    packed[at + 2 * c] = x[even, column + c] if c < width else 0
-                    packed[at + 2 * c + 1] = x[odd, column + c] if c < width and paired else 0
-            at += 2 * wide
+                one(place, source, lists, first, start, end, stride, zeros)
+
+    return pack
 
 
 def _outer_segments(bfloat16: bool) -> Any:
     multiply = _multiplying(bfloat16)
-    pack = _pack_bfloat16 if bfloat16 else _pack_float32
+    pack = _packing(bfloat16)
     per_multiplicand = 2 if bfloat16 else 1
 
     @numba.njit(nogil=True)
@@ -354,19 +347,25 @@ def _outer_segments(bfloat16: bool) -> Any:
         blocks = splits.shape[0]
         left = np.empty(_CHUNK * (depth + -depth % LANES), x.dtype)
         right = np.empty(_CHUNK * full, y.dtype)
-        addresses = (left.ctypes.data, right.ctypes.data)
+        addresses, none = (left.ctypes.data, right.ctypes.data), np.zeros(STRIP, x.dtype)
         for item in range(first, last):
             segment, part = item // parts, item % parts
             first_k, last_k = volume * part // parts, volume * (part + 1) // parts
             partial[segment, first_k:last_k] = 0
-            for block in range(segment * blocks // segments, (segment + 1) * blocks // segments):
+            last_block = (segment + 1) * blocks // segments
+            # A few blocks an offset, so that its sums are brought near once for all of them.
+            for near in range(segment * blocks // segments, last_block, _NEAR_BLOCKS):
                 for k in range(first_k, last_k):
                     out = partial.ctypes.data + 4 * (segment * volume + k) * depth * full
-                    for start in range(splits[block, k], splits[block, k + 1], _CHUNK):
-                        end = min(start + _CHUNK, splits[block, k + 1])
-                        pack(x, source, 0, start, end, left)
-                        pack(y, target, block * BLOCK_ROWS, start, end, right)
-                        multiply(*addresses, out, depth, -(-(end - start) // per_multiplicand), full)
+                    for block in range(near, min(near + _NEAR_BLOCKS, last_block)):
+                        pairs = splits[block, k + 1] - splits[block, k]
+                        chunks = -(-pairs // _CHUNK)
+                        for chunk in range(chunks):
+                            start = splits[block, k] + pairs * chunk // chunks
+                            end = splits[block, k] + pairs * (chunk + 1) // chunks
+                            pack(x, source, 0, start, end, left, none)
+                            pack(y, target, block * BLOCK_ROWS, start, end, right, none)
+                            multiply(*addresses, out, depth, -(-(end - start) // per_multiplicand), full)
 
     return run
 

@@ -224,46 +224,47 @@ def _counted(builder: ir.IRBuilder, count: ir.Value, body: Callable[[ir.Value], 
     b.position_at_end(after)
 
 
-@intrinsic
-def copy_vectors(typing_context, target, source, count):
-    """Copy ``count`` > 0 registers' worth of 4-byte values between two addresses."""
+def pack_strip(vectors: int, bfloat16: bool = False) -> Any:
+    """An intrinsic ``pack(packed, x, rows, first, start, end, stride, none)``: rows of one strip side by side.
 
-    def emit(context, builder, signature, arguments):
-        target, source, count = arguments
-        b, kind = builder, ir.VectorType(ir.IntType(32), LANES)
+    It copies ``vectors * LANES`` values from each row ``first + rows[p]``, start <= p < end and not empty. bfloat16 rows
+    are interleaved in pairs, an odd last one with those at ``none``. All arguments are integers; ``stride`` in bytes.
+    """
+    step = 2 if bfloat16 else 1
+    part = ir.VectorType(ir.IntType(16 if bfloat16 else 32), LANES)
+    size = part.element.width // 8 * LANES
+    order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
 
-        def body(i: ir.Value) -> None:
-            at = b.mul(i, i.type(4 * LANES))
-            value = load(b, b.add(source, at), kind)
-            b.store(value, b.inttoptr(b.add(target, at), kind.as_pointer())).align = 4
+    @intrinsic
+    def pack(typing_context, packed, x, rows, first, start, end, stride, none):
+        def emit(context, builder, signature, arguments):
+            packed, x, rows, first, start, end, stride, none = arguments
+            b, long = builder, packed.type
 
-        _counted(b, count, body)
-        return context.get_dummy_value()
+            def address(p: ir.Value) -> ir.Value:
+                return b.add(x, b.mul(b.add(first, _index(b, rows, p)), stride))
 
-    return types.void(*[types.intp] * 3), emit
+            def body(i: ir.Value) -> None:
+                p = b.add(start, b.mul(i, long(step)))
+                sources = [address(p)]
+                if bfloat16:
+                    following = b.add(p, long(1))
+                    last = b.icmp_signed(">=", following, end)
+                    sources.append(b.select(last, none, address(b.select(last, p, following))))
+                for v in range(vectors):
+                    values = [load(b, b.add(source, long(size * v)), part, 2 * (3 - step)) for source in sources]
+                    value = values[0]
+                    if bfloat16:
+                        value = b.shuffle_vector(*values, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
+                    place = b.add(packed, b.mul(b.add(b.mul(i, long(vectors)), long(v)), long(4 * LANES)))
+                    b.store(value, b.inttoptr(place, value.type.as_pointer())).align = 4
 
+            _counted(b, b.sdiv(b.add(b.sub(end, start), long(step - 1)), long(step)), body)
+            return context.get_dummy_value()
 
-@intrinsic
-def interleave_vectors(typing_context, target, even, odd, count):
-    """Interleave two rows of ``count * LANES`` 2-byte values: even[0], odd[0], even[1], ..."""
+        return types.void(*[types.intp] * 8), emit
 
-    def emit(context, builder, signature, arguments):
-        target, even, odd, count = arguments
-        b, half = builder, ir.VectorType(ir.IntType(16), LANES)
-        order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
-
-        def body(i: ir.Value) -> None:
-            at = b.mul(i, i.type(2 * LANES))
-            values = [load(b, b.add(row, at), half, 2) for row in (even, odd)]
-            both = b.shuffle_vector(*values, mask)
-            place = b.add(target, b.shl(at, at.type(1)))
-            b.store(both, b.inttoptr(place, both.type.as_pointer())).align = 4
-
-        _counted(b, count, body)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 4), emit
+    return pack
 
 
 def gather_strip(vectors: int, bfloat16: bool = False) -> Any:

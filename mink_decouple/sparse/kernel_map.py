@@ -129,6 +129,10 @@ def pack(coords: Tensor) -> Tensor:
                 f"voxel coordinate of magnitude {extreme} exceeds {AXIS_LIMIT}: "
                 "centre the cloud or take a larger voxel size"
             )
+    if coords.device.type == "cpu" and coords.dtype == torch.int32:
+        keys = torch.empty(len(coords), dtype=torch.int64)
+        _pack(coords.contiguous().numpy(), keys.numpy())
+        return keys
     wide = coords.long()
     keys = wide[:, 0] << _SHIFTS[0]
     for axis in (1, 2, 3):
@@ -245,6 +249,23 @@ def strided_keys(keys: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     low = 2 * stride - 1
     clear = sum(low << shift for shift in _SHIFTS[1:])
     coarse, order = torch.sort(keys & ~clear)
+    if keys.device.type != "cpu":
+        return number_runs_torch(coarse, order)
+    unique, parent = torch.empty_like(coarse), torch.empty_like(order)
+    count = _number_runs(coarse.numpy(), order.numpy(), unique.numpy(), parent.numpy())
+    return unique[:count].clone(), parent
+
+
+def number_runs_torch(coarse: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The end of :func:`strided_keys` in plain torch operations: any device; oracle of the tests.
+
+    Args:
+        coarse: (n,) int64 sorted coarse keys, repeated.
+        order: (n,) int64 fine row of each of them.
+
+    Returns:
+        As :func:`strided_keys`.
+    """
     first = torch.ones_like(coarse, dtype=torch.bool)
     torch.ne(coarse[1:], coarse[:-1], out=first[1:])
     parent = torch.empty_like(order)
@@ -267,14 +288,60 @@ def strided_map(keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: in
     """
     n = len(keys)
     bit = stride.bit_length() - 1
+    rows = torch.arange(n, device=keys.device) if order is None else order
+    if keys.device.type == "cpu":
+        down, up = torch.empty(8, n_coarse, dtype=torch.int32), torch.empty(8, n, dtype=torch.int32)
+        _fill_strided(keys.numpy(), rows.numpy(), parent.numpy(), bit, down.numpy(), up.numpy())
+    else:
+        down, up = strided_tables_torch(keys, rows, parent, n_coarse, bit)
+    return KernelMap(NeighborTable(down, n), NeighborTable(up, n_coarse))
+
+
+def strided_tables_torch(keys: Tensor, rows: Tensor, parent: Tensor, n_coarse: int, bit: int) -> tuple[Tensor, Tensor]:
+    """The (8, m) and (8, n) int32 tables of :func:`strided_map` in plain torch operations: oracle of the tests.
+
+    ``rows`` (n,) int64 is the row of each key, and the stride of the fine grid is ``2**bit``.
+    """
+    n = len(keys)
     x, y, z = (((keys >> (shift + bit)) & 1) for shift in _SHIFTS[1:])
     offset = x + 2 * y + 4 * z
-    rows = torch.arange(n, device=keys.device) if order is None else order
     down = torch.full((8, n_coarse), -1, dtype=torch.int32, device=keys.device)
     down[offset, parent] = rows.int()
     up = torch.full((8, n), -1, dtype=torch.int32, device=keys.device)
     up[offset, rows] = parent.int()
-    return KernelMap(NeighborTable(down, n), NeighborTable(up, n_coarse))
+    return down, up
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack(coords, keys):
+    for i in range(len(keys)):
+        key = np.int64(coords[i, 0])
+        for axis in range(1, 4):
+            key = (key << AXIS_BITS) | (np.int64(coords[i, axis]) + _BIAS)
+        keys[i] = key
+
+
+@numba.njit(cache=True, nogil=True)
+def _number_runs(values, order, unique, number):
+    """The distinct ones of sorted values, and for each row in ``order`` the number of its value; returns their count."""
+    count = 0
+    for i in range(len(values)):
+        if i == 0 or values[i] != values[i - 1]:
+            unique[count] = values[i]
+            count += 1
+        number[order[i]] = count - 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_strided(keys, rows, parent, bit, down, up):
+    down[:] = -1
+    up[:] = -1
+    for i in range(len(keys)):
+        key, row, coarse = keys[i] >> bit, rows[i], parent[i]
+        offset = (key >> (2 * AXIS_BITS) & 1) + 2 * (key >> AXIS_BITS & 1) + 4 * (key & 1)
+        down[offset, coarse] = row
+        up[offset, row] = coarse
 
 
 @numba.njit(cache=True, nogil=True)

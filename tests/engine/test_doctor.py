@@ -1,6 +1,6 @@
 import configparser
+import dataclasses
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ def test_the_native_engine_works_here() -> None:
 
 def test_an_engine_with_wrong_results_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     good = engines.engine("native")
-    wrong = replace(good, apply=lambda *a: good.apply(*a).flip(0))
+    wrong = dataclasses.replace(good, apply=lambda *a: good.apply(*a).flip(0))
     monkeypatch.setattr(engines, "engine", lambda name: wrong)
     finding = by_subject()["engine native on cpu"]
     assert finding.state == "broken" and "wrong results" in finding.text
@@ -50,7 +50,7 @@ def test_a_missing_minkowskiengine_says_how_to_install_it(monkeypatch: pytest.Mo
 def test_a_cpu_without_the_fused_kernels_is_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     from mink_decouple.sparse import cpu_kernel
 
-    monkeypatch.setattr(cpu_kernel, "_FUSED", False)
+    monkeypatch.setattr(cpu_kernel, "FUSED", False)
     finding = by_subject()["engine native on cpu"]
     assert finding.state == "slow" and "AVX2" in finding.text
 

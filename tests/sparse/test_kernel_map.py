@@ -134,3 +134,25 @@ def test_impossible_kernels_and_strides_are_refused() -> None:
         km.submanifold_map(keys, None, 3, stride=3)
     with pytest.raises(ValueError, match="reaches beyond"):
         km.submanifold_map(keys, None, 5, stride=1024)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_strided_coordinates_and_maps_equal_those_of_plain_torch(stride: int) -> None:
+    coords = random_voxels(5)
+    coords[:, 1:] *= stride
+    keys, order = km.sort_keys(km.pack(coords))
+    coarse, parent = km.strided_keys(keys, stride)
+    low = sum((2 * stride - 1) << shift for shift in (0, km.AXIS_BITS, 2 * km.AXIS_BITS))
+    expected = km.number_runs_torch(*torch.sort(keys & ~low))
+    assert torch.equal(coarse, expected[0]) and torch.equal(parent, expected[1])
+    mapping = km.strided_map(keys, order, parent, len(coarse), stride)
+    rows = torch.arange(len(keys)) if order is None else order
+    down, up = km.strided_tables_torch(keys, rows, parent, len(coarse), stride.bit_length() - 1)
+    assert mapping.reverse is not None
+    assert torch.equal(mapping.table.rows, down) and torch.equal(mapping.reverse.rows, up)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_keys_do_not_depend_on_the_integer_type(dtype: torch.dtype) -> None:
+    coords = random_voxels(6).to(dtype)
+    assert torch.equal(km.unpack(km.pack(coords)).long(), coords.long())
