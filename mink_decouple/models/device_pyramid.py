@@ -121,11 +121,7 @@ def _batch(sizes: Sequence[int], device: torch.device) -> Tensor:
 def _index(support: Tensor, batch: Tensor | None, samples: int) -> triton_knn.Index | None:
     if samples > triton_knn.BATCH_LIMIT:
         raise ValueError(f"{samples} samples in a batch; at most {triton_knn.BATCH_LIMIT}")
-    return triton_knn.build(support, batch) if _kernels(support.device) else None
-
-
-def _kernels(device: torch.device) -> bool:
-    return triton_runtime.works(device)
+    return triton_knn.build(support, batch) if usable(support.device) else None
 
 
 def _search(

@@ -13,7 +13,7 @@ from mink_decouple.models.device_pyramid import knn, pyramid_on
 
 @pytest.fixture(params=["triton", "torch"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(device_pyramid, "_kernels", lambda device: request.param == "triton")
+    monkeypatch.setattr(device_pyramid, "usable", lambda device: request.param == "triton")
     monkeypatch.setattr(device_pyramid, "_CHUNK", 500)
     return str(request.param)
 
