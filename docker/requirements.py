@@ -16,5 +16,6 @@ unknown = [name for name in names if name not in extras]
 if unknown:
     sys.exit(f"error: EXTRAS: {unknown[0]!r} is no extra; choices: {', '.join(extras)}")
 lines = [config["options"]["install_requires"], *(extras[name] for name in names)]
-print("\n".join(line for text in lines for line in text.split() if not line.startswith("torch>")))
+found = [line.strip() for text in lines for line in text.splitlines()]
+print("\n".join(line for line in found if line and not line.startswith("torch>")))
 print(f"torch=={metadata.version('torch')}")

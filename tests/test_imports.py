@@ -26,6 +26,9 @@ LAYERS = """
 | `report` | `data.cloud`, `data.classes`, `data.io`, `metrics` |
 | `cli`, `tools` | anything; nobody imports them |
 """
+# Refused when the package is imported without optional packages. Kernels are defined with Triton's decorator, so the
+# module that tries to import it does so at its top.
+TRITON = "triton"
 OPTIONAL = {
     "open3d",
     "laspy",
@@ -169,6 +172,7 @@ def test_optional_packages_are_imported_where_they_are_used(path: Path):
             assert name.split(".")[0] not in OPTIONAL, (
                 f"{where(path, node)}: import {name} inside the function that uses it"
             )
+            assert name.split(".")[0] != TRITON or dotted(path) == "sparse.triton_runtime", where(path, node)
 
 
 def test_the_package_imports_without_any_optional_package():
@@ -176,7 +180,7 @@ def test_the_package_imports_without_any_optional_package():
 import importlib, pkgutil, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(OPTIONAL)!r}:
+        if name.split(".")[0] in {sorted({*OPTIONAL, TRITON})!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import mink_decouple

@@ -110,7 +110,10 @@ def _native() -> Iterator[Finding]:
 
 def _native_speed(device: str) -> tuple[str, str]:
     if device != "cpu":
-        return "ok", "plain torch operations"
+        from mink_decouple.sparse import triton_runtime
+
+        reason = triton_runtime.obstacle(torch.device(device))
+        return ("slow", f"plain torch operations: {reason}") if reason else ("ok", "Triton kernels")
     from mink_decouple.sparse import cpu_kernel
 
     if cpu_kernel.usable(torch.zeros(1)):

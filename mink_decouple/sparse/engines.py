@@ -91,13 +91,15 @@ def _native() -> Engine:
     from mink_decouple.sparse.tensor import MapCache, SparseTensor
 
     def apply(network: Callable[[SparseTensor], SparseTensor], voxels: Tensor, feats: Tensor, width: int) -> Tensor:
-        order = MapCache(voxels).level(1).order
+        given = MapCache(voxels)
+        order = given.level(1).order
         if order is None:
-            return network(SparseTensor(voxels, feats)).feats
+            return network(SparseTensor(voxels, feats, maps=given)).feats
         # Sorted rows keep neighbours close in memory at every level: two small permutations pay for themselves.
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        return network(SparseTensor(voxels[order], feats[order])).feats[back]
+        maps = given.in_key_order()
+        return network(SparseTensor(maps.level(1).coords, feats[order], maps=maps)).feats[back]
 
     return Engine("native", Conv3d, ConvTranspose3d, BatchNorm, conv_norm, cat, apply)
 

@@ -11,15 +11,17 @@ for bit on a CPU.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mink_decouple.sparse import cpu_kernel
 from mink_decouple.sparse.kernel_map import KernelMap, NeighborTable
+from mink_decouple.sparse.normalization import folded
 
 
 def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
@@ -73,12 +75,37 @@ def convolve_affine(
         if residual.shape != (kernel_map.n_out, kernel.shape[2]):
             raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
         residual = residual.to(feats.dtype)
-    if cpu_kernel.usable(feats):
-        epilogue = cpu_kernel.Epilogue(scale.float(), shift.float(), residual, rectify)
-        return cpu_kernel.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
+    fused = _fused(feats)
+    if fused is not None:
+        epilogue = fused.Epilogue(scale=scale.float(), shift=shift.float(), residual=residual, rectify=rectify)
+        fused_out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
+        return fused_out
     out = gather_matmul_sum(feats, kernel, kernel_map.table) * scale.to(feats.dtype) + shift.to(feats.dtype)
     out = out if residual is None else out + residual
     return F.relu(out) if rectify else out
+
+
+def convolve_norm(
+    feats: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    bn: nn.BatchNorm1d,
+    residual: Tensor | None = None,
+    rectify: bool = False,
+) -> Tensor:
+    """``act(bn(convolution(feats, kernel, kernel_map)) + residual)`` by the running statistics, for inference.
+
+    As :func:`convolve_affine` with the affine map of ``bn``. A GPU's kernels read the statistics themselves, which
+    saves the launches that fold them.
+    """
+    prepared, matrices = _checked(feats, kernel, kernel_map)
+    fused = _fused(prepared)
+    if fused is None or fused is cpu_kernel or bn.weight is None or bn.running_mean is None:
+        return convolve_affine(feats, kernel, kernel_map, *folded(bn), residual, rectify)
+    added = None if residual is None else residual.to(prepared.dtype)
+    epilogue = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, added, rectify)
+    out: Tensor = fused.gather_matmul_sum(prepared, matrices, kernel_map.table, epilogue=epilogue)
+    return out
 
 
 def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
@@ -131,8 +158,10 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, opposite
 
     ``opposite`` takes ``weights[V - 1 - k]`` instead. bfloat16 is summed in float32 on a CPU.
     """
-    if cpu_kernel.usable(x):
-        return cpu_kernel.gather_matmul_sum(x, weights, table, opposite)
+    fused = _fused(x)
+    if fused is not None:
+        out: Tensor = fused.gather_matmul_sum(x, weights, table, opposite)
+        return out
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_matmul_sum(x.float(), weights.float(), table, opposite).to(x.dtype)
     return gather_matmul_sum_torch(x, weights.flip(0) if opposite else weights, table)
@@ -140,11 +169,22 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, opposite
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
-    if cpu_kernel.usable(x):
-        return cpu_kernel.gather_outer_sum(x, y, table).to(x.dtype)
+    fused = _fused(x)
+    if fused is not None:
+        out: Tensor = fused.gather_outer_sum(x, y, table).to(x.dtype)
+        return out
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
     return gather_outer_sum_torch(x, y, table)
+
+
+def _fused(x: Tensor) -> ModuleType | None:
+    """The module whose kernels take ``x``; None: plain torch operations."""
+    if x.is_cuda:
+        from mink_decouple.sparse import triton_kernel
+
+        return triton_kernel if triton_kernel.usable(x) else None
+    return cpu_kernel if cpu_kernel.usable(x) else None
 
 
 def gather_matmul_sum_torch(x: Tensor, weights: Tensor, table: NeighborTable) -> Tensor:

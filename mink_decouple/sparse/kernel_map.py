@@ -120,7 +120,7 @@ def pack(coords: Tensor) -> Tensor:
         ValueError: a coordinate lies outside +-AXIS_LIMIT or a batch index outside 0..BATCH_LIMIT - 1.
     """
     if len(coords):
-        low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
+        low, high = torch.stack([coords.amin(0), coords.amax(0)]).tolist()
         if low[0] < 0 or high[0] >= BATCH_LIMIT:
             raise ValueError(f"batch index {low[0] if low[0] < 0 else high[0]} is outside 0..{BATCH_LIMIT - 1}")
         extreme = max(high[1:] + [-value for value in low[1:]])
@@ -155,9 +155,10 @@ def sort_keys(keys: Tensor) -> tuple[Tensor, Tensor | None]:
     Raises:
         ValueError: two rows hold the same voxel.
     """
-    order = None
-    if bool((keys[1:] < keys[:-1]).any()):
-        keys, order = torch.sort(keys)
+    # One question where the keys are sorted and unique already, since each answer waits for a GPU.
+    if bool((keys[1:] > keys[:-1]).all()):
+        return keys, None
+    keys, order = torch.sort(keys)
     repeated = keys[1:] == keys[:-1]
     if bool(repeated.any()):
         voxel = unpack(keys[1:][repeated][:1])[0].tolist()
@@ -209,7 +210,10 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
         columns = kernel_size**2 // 2 + 1
         share(lambda first, last: _merge_submanifold(*arrays, first, last), columns, 10 * table.numel())
         return KernelMap(NeighborTable(table, len(keys)))
-    return KernelMap(NeighborTable(submanifold_table_torch(keys, order, kernel_size, stride), len(keys)))
+    from mink_decouple.sparse import triton_maps, triton_runtime
+
+    fill = triton_maps.submanifold_table if triton_runtime.works(keys.device) else submanifold_table_torch
+    return KernelMap(NeighborTable(fill(keys, order, kernel_size, stride), len(keys)))
 
 
 def submanifold_table_torch(keys: Tensor, order: Tensor | None, kernel_size: int, stride: int = 1) -> Tensor:

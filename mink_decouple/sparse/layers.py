@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mink_decouple.sparse.functional import convolution, convolve_affine
+from mink_decouple.sparse.functional import convolution, convolve_norm
 from mink_decouple.sparse.kernel_map import KernelMap
-from mink_decouple.sparse.normalization import folded, normalize
+from mink_decouple.sparse.normalization import normalize
 from mink_decouple.sparse.tensor import SparseTensor
 
 
@@ -162,7 +162,7 @@ class BatchNorm(nn.Module):
 def conv_norm(
     conv: _Convolution, norm: BatchNorm, x: SparseTensor, residual: SparseTensor | None = None, rectify: bool = False
 ) -> SparseTensor:
-    """``norm(conv(x), residual, rectify)``; in inference on a CPU the sums are normalised before they leave the cache.
+    """``norm(conv(x), residual, rectify)``; in inference the sums are normalised before they are written.
 
     Raises:
         ValueError: ``residual`` lives on other voxels than the result.
@@ -173,7 +173,7 @@ def conv_norm(
         return norm(conv(x), residual, rectify)
     kernel, kernel_map, onto = conv.plan(x)
     added = None if residual is None else residual.feats
-    out = onto(convolve_affine(x.feats, kernel, kernel_map, *folded(bn), added, rectify))
+    out = onto(convolve_norm(x.feats, kernel, kernel_map, bn, added, rectify))
     if residual is not None:
         _check_same_voxels(out, residual)
     return out

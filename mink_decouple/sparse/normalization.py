@@ -1,8 +1,8 @@
 """Batch normalisation, residual addition and rectification in one step.
 
-On a CPU these are bound by memory, not arithmetic: fused, features are read once for the statistics and once for the
-result instead of five times, and bfloat16 ones are half as long. Sums and results are made in float32. Other devices
-and dtypes take torch's own operations.
+These are bound by memory, not arithmetic: fused, features are read once for the statistics and once for the result
+instead of five times, and bfloat16 ones are half as long. Sums and results are made in float32. The kernels here are
+those of a CPU; ``triton_normalization`` has those of a GPU; other cases take torch's own operations.
 """
 
 # mypy: allow-untyped-defs
@@ -40,7 +40,7 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
     Fewer than two rows have no variance: they are normalised by the running statistics, in training too.
 
     Args:
-        x: (N, C) floating point; float32 and bfloat16 are fused on a CPU.
+        x: (N, C) floating point; float32 and bfloat16 are fused on a CPU, float16 too on a GPU.
         bn: affine normalisation over the rows, with running statistics.
         residual: (N, C), added before the rectification.
         rectify: whether to end with a ReLU.
@@ -49,8 +49,8 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
         (N, C).
     """
     batch_statistics = bn.training and len(x) > 1
-    fusible = type(bn) is nn.BatchNorm1d and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    if not fusible or bn.weight is None or bn.weight.dtype != torch.float32 or bn.running_mean is None:
+    fused = _fused(x, bn)
+    if fused is None:
         if bn.training and not batch_statistics:
             out = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
         else:
@@ -59,8 +59,21 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
         return F.relu(out) if rectify else out
     if residual is not None:
         residual = residual.to(x.dtype)
-    fused: Tensor = _Normalize.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
-    return fused
+    normalized: Tensor = fused.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
+    return normalized
+
+
+def _fused(x: Tensor, bn: nn.BatchNorm1d) -> Any:
+    """The function whose kernels take ``x``; None: torch's own operations."""
+    if type(bn) is not nn.BatchNorm1d or bn.weight is None or bn.weight.dtype != torch.float32:
+        return None
+    if bn.running_mean is None:
+        return None
+    if x.is_cuda:
+        from mink_decouple.sparse import triton_normalization, triton_runtime
+
+        return triton_normalization.Normalize if triton_runtime.usable(x) else None
+    return _Normalize if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else None
 
 
 class _Normalize(torch.autograd.Function):

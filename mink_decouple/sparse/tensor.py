@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,6 +49,16 @@ class MapCache:
         self._levels = {stride: Level(coords, keys, order)}
         self._submanifold: dict[tuple[int, int], km.KernelMap] = {}
         self._strided: dict[int, km.KernelMap] = {}
+
+    def in_key_order(self) -> MapCache:
+        """A cache of the given coordinates with sorted rows: itself where they are sorted; no maps are shared."""
+        (stride, given), *_ = self._levels.items()
+        if given.order is None:
+            return self
+        other = copy(self)
+        other._levels = {stride: Level(given.coords.index_select(0, given.order), given.keys, None)}
+        other._submanifold, other._strided = {}, {}
+        return other
 
     def level(self, stride: int) -> Level:
         """The coordinates at ``stride``.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from voxel_sets import random_voxels
 
-from mink_decouple.sparse.tensor import SparseTensor
+from mink_decouple.sparse.tensor import MapCache, SparseTensor
 
 
 def test_replace_keeps_voxels_and_shares_the_maps() -> None:
@@ -38,3 +38,14 @@ def test_a_foreign_map_cache_is_refused() -> None:
     x = SparseTensor(random_voxels(0), torch.zeros(85, 2))
     with pytest.raises(ValueError, match="not those of the given map cache"):
         SparseTensor(random_voxels(1), torch.zeros(85, 2), maps=x.maps)
+
+
+def test_rows_in_key_order_are_the_same_voxels_sorted() -> None:
+    given = MapCache(random_voxels(2))
+    order = given.level(1).order
+    ordered = given.in_key_order()
+    assert order is not None and torch.equal(ordered.level(1).coords, given.level(1).coords[order])
+    assert ordered.level(1).order is None and ordered.in_key_order() is ordered
+    afresh = MapCache(ordered.level(1).coords)
+    assert torch.equal(ordered.submanifold(1, 3).table.rows, afresh.submanifold(1, 3).table.rows)
+    assert not torch.equal(ordered.submanifold(1, 3).table.rows, given.submanifold(1, 3).table.rows)
