@@ -15,18 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.sparse.cpu_blocks import BLOCK_ROWS, blocks_of
 from mink_decouple.sparse.cpu_tiles import (
     DOT_BFLOAT16,
     FUSED,
     LANES,
-    LOOKAHEAD,
     MAX_VECTORS,
     STRIP,
     dense_strip,
@@ -37,7 +36,6 @@ from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.sparse.threads import share
 
-BLOCK_ROWS = 256
 _DEPTH = 128
 """Multiplicands of a row worked on at a time: that many rows of a strip of weights fit in the first-level cache."""
 _CHUNK = 64
@@ -64,22 +62,6 @@ class Epilogue:
     rectify: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """Pairs of a table by block of output rows, then kernel offset; ``splits[b, k]:splits[b, k + 1]`` are one group.
-
-    ``target`` counts from the first row of the block.
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-    splits: np.ndarray
-    pairs: int
-
-
-_BLOCKS: WeakKeyDictionary[NeighborTable, _Blocks] = WeakKeyDictionary()
-
-
 def usable(x: Tensor) -> bool:
     """Whether the fused kernels take ``x``: float32 or, where the processor multiplies it faster, bfloat16 on a CPU."""
     dtype = x.dtype == torch.float32 or (DOT_BFLOAT16 and x.dtype == torch.bfloat16)
@@ -100,7 +82,7 @@ def gather_matmul_sum(
     """
     volume, depth, columns = weights.shape
     n_out = table.rows.shape[1]
-    blocks = _blocks(table)
+    blocks = blocks_of(table)
     count, work = len(blocks.splits), 2 * blocks.pairs * depth * columns
     half = x.dtype == torch.bfloat16
     packed = np.empty(volume * (-(-depth // 2) if half else depth) * _padded(columns), np.float32)
@@ -124,7 +106,7 @@ def gather_matmul_sum(
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) float32."""
-    volume, blocks = table.rows.shape[0], _blocks(table)
+    volume, blocks = table.rows.shape[0], blocks_of(table)
     # The number of partial sums depends on the table alone, never on the threads.
     segments = max(1, min(_SEGMENTS, len(blocks.splits) // _SEGMENT_BLOCKS))
     parts = volume if segments == 1 else min(3, volume)
@@ -147,37 +129,6 @@ def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
 
 def _padded(columns: int) -> int:
     return columns + -columns % LANES
-
-
-def _blocks(table: NeighborTable) -> _Blocks:
-    if table not in _BLOCKS:
-        rows = table.rows.numpy()
-        count, pairs = -(-rows.shape[1] // BLOCK_ROWS), int(np.count_nonzero(rows >= 0))
-        # a tile looks ahead, and the listing writes one entry beyond a block before it knows
-        source, target = np.zeros(pairs + LOOKAHEAD, np.int32), np.zeros(pairs + LOOKAHEAD, np.int32)
-        splits = np.zeros((count, len(rows) + 1), np.int64)
-        _list_pairs(rows, source, target, splits)
-        _BLOCKS[table] = _Blocks(source, target, splits, pairs)
-    return _BLOCKS[table]
-
-
-@numba.njit(cache=True, nogil=True)
-def _list_pairs(rows, source, target, splits):
-    volume, n = rows.shape
-    p = 0
-    for block in range(splits.shape[0]):
-        first, last = block * BLOCK_ROWS, min(n, (block + 1) * BLOCK_ROWS)
-        splits[block, 0] = p
-        for k in range(volume):
-            row = rows[k]
-            for u in range(first, last):
-                # Written always and counted if present: the processor cannot foresee which neighbours are there.
-                source[p] = row[u]
-                target[p] = u - first
-                p += np.int64(row[u] >= 0)
-            splits[block, k + 1] = p
-    source[p:] = 0
-    target[p:] = 0
 
 
 @numba.njit(cache=True, nogil=True)
