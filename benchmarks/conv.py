@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from harness import Case, agree, parser, race, run
 from peers import peer
+from spconv_minkunet import spconv_weight
 from torch import Tensor
 from voxel_scenes import Voxels, neighbors, rooms, scan
 
@@ -122,11 +123,6 @@ class Layers:
             layer(first)
         self.leaves["spconv"] = feats, layer.weight
         self.forwards["spconv"] = lambda: layer(first.replace_feature(feats)).features
-
-
-def spconv_weight(kernel: Tensor) -> Tensor:
-    """Our (27, C_in, C_out), x fastest, as spconv's (C_out, x, y, z, C_in)."""
-    return kernel.view(3, 3, 3, *kernel.shape[1:]).permute(4, 2, 1, 0, 3)
 
 
 def without_gradients(forward: Forward) -> Callable[[], object]:

@@ -161,6 +161,8 @@ def parser(text: str | None, threads: Sequence[int] | None = None, rounds: int =
     made.add_argument("--samples", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real samples")
     made.add_argument("--json", type=Path, help="file to write every figure to")
     made.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    # for the last process alone: what depends on neither threads nor allocator is measured once
+    made.add_argument("--final", action="store_true", help=argparse.SUPPRESS)
     return made
 
 
@@ -186,12 +188,13 @@ def run(
     if args.worker is not None:
         return _work(args, measure)
     cases: list[Case] = []
-    for allocator in args.allocator:
-        for threads in args.threads:
-            found = _in_process(threads, allocator, pin)
-            if found is None:
-                return 1
-            cases += found
+    settings = [(threads, allocator) for allocator in args.allocator for threads in args.threads]
+    for threads, allocator in settings:
+        final = (threads, allocator) == settings[-1]
+        found = _in_process(threads, allocator, pin, final)
+        if found is None:
+            return 1
+        cases += found
     result = {"machine": machine(), "command": sys.argv, "cases": [asdict(case) for case in cases]}
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -202,17 +205,20 @@ def run(
     return 0
 
 
-def _in_process(threads: int, allocator: str, pin: bool) -> list[Case] | None:
+def _in_process(threads: int, allocator: str, pin: bool, final: bool) -> list[Case] | None:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     # MinkowskiEngine multiplies from within OpenMP threads: more of BLAS's own only wait beside them
     env.setdefault("OPENBLAS_NUM_THREADS", "1")
-    command = [sys.executable, *sys.argv, "--threads", str(threads), "--allocator", allocator, "--worker"]
+    command = [sys.executable, *sys.argv, "--threads", str(threads), "--allocator", allocator]
+    command += ["--final"] if final else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cases.json"
         cores = sorted(os.sched_getaffinity(0))[:threads] if pin and hasattr(os, "sched_setaffinity") else None
         say(f"{threads} threads, allocator {allocator}")
         done = subprocess.run(
-            [*command, str(file)], env=env, preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores)
+            [*command, "--worker", str(file)],
+            env=env,
+            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
         )
         if done.returncode:
             return None
