@@ -117,10 +117,9 @@ class Layers:
         layer = spconv.SubMConv3d(channels, channels, 3, bias=False, indice_key="same", algo=algorithm)
         layer.weight.data.copy_(spconv_weight(self.kernel))
         feats = self.feats.clone().requires_grad_()
-        first = spconv.SparseConvTensor(feats, scene.coords, scene.shape, 1)
         with torch.no_grad():
-            # keeps the pairs; a tensor with other features shares them
-            layer(first)
+            # the pairs go into what the layer returns, not into what it is given
+            first = layer(spconv.SparseConvTensor(feats, scene.coords, scene.shape, 1))
         self.leaves["spconv"] = feats, layer.weight
         self.forwards["spconv"] = lambda: layer(first.replace_feature(feats)).features
 

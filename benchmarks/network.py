@@ -33,8 +33,8 @@ CHANNELS = 4
 CLASSES = 13
 OURS = ("ours float32", "ours bfloat16")
 COMPETITORS = (*OURS, "MinkowskiEngine", "spconv")
-# Of the logits and of the gradient of the first kernel. In bfloat16 dozens of layers of an untrained network leave little
-# of the latter but its magnitude.
+# Of the logits and of the gradient of the first kernel. In bfloat16 dozens of layers of an untrained network leave
+# little of the latter but its magnitude.
 TOLERANCES = {"ours bfloat16": (0.1, 1.0)}
 USUAL = (1e-3, 2e-2)
 
