@@ -34,7 +34,7 @@ ROOF = "torch.mm"
 PACKAGES = ("torch", "numpy", "numba", "scipy", "MinkowskiEngine", "spconv", "open3d", "open3d-cpu", "pykdtree")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
-Runs = Mapping[str, Callable[[], object]]
+Runs = Mapping[str, Callable[[], Any]]
 Measure = Callable[[argparse.Namespace], Iterator["Case"]]
 Summary = Callable[[Sequence["Case"]], Iterator[str]]
 
@@ -55,6 +55,7 @@ class Case:
         errors: competitor -> largest difference from the oracle, divided by the oracle's largest magnitude.
         wrong: peers whose results on several threads are further away than their tolerance.
         values: other figures: name -> value in the unit that the name ends with.
+        clock: take the clock for ratios with one thread too, for work that several threads share even then.
         threads: set by the harness.
         allocator: set by the harness: "kept" (freed memory stays with the process, as in training) or "default".
     """
@@ -70,12 +71,18 @@ class Case:
     errors: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    clock: bool = False
     threads: int = 0
     allocator: str = ""
 
+    @property
+    def by_clock(self) -> bool:
+        """Whether ratios are taken of the clock rather than of CPU time."""
+        return self.clock or self.threads != 1
+
     def seconds(self, name: str) -> list[float]:
-        """The times that ratios are taken of: CPU seconds with one thread, else the clock."""
-        return (self.cpu if self.threads == 1 else self.wall)[name]
+        """The times that ratios are taken of."""
+        return (self.wall if self.by_clock else self.cpu)[name]
 
     def ratio(self, name: str, to: str) -> float:
         """How many times as long `name` takes as `to`."""
@@ -86,7 +93,13 @@ class Case:
         return self.work / self.roof / self.ratio(name, ROOF)
 
 
-def race(case: Case, runs: Runs, args: argparse.Namespace, sync: Callable[[], None] | None = None) -> Case:
+def race(
+    case: Case,
+    runs: Runs,
+    args: argparse.Namespace,
+    sync: Callable[[], None] | None = None,
+    own_clock: bool = False,
+) -> Case:
     """Time the competitors and the roof in turns and put the seconds into the case.
 
     Args:
@@ -94,11 +107,12 @@ def race(case: Case, runs: Runs, args: argparse.Namespace, sync: Callable[[], No
         runs: competitor -> what it does; each is run once beforehand, to compile and to fill its caches.
         args: `rounds` and `seconds` bound the work: at least two rounds, and none begun after that many seconds.
         sync: called before the clock is read, for devices that work on their own.
+        own_clock: each run returns the wall and CPU seconds that count.
     """
     edge = 256 if args.quick else 2048
     case.roof = 2.0 * edge**3
     left, right = torch.rand(edge, edge), torch.rand(edge, edge)
-    everyone = {**runs, ROOF: lambda: torch.mm(left, right)}
+    everyone: dict[str, Callable[[], Any]] = {**runs, ROOF: lambda: torch.mm(left, right)}
     say(f"  {case.title}: {', '.join(everyone)}")
     for run in everyone.values():
         run()
@@ -109,7 +123,10 @@ def race(case: Case, runs: Runs, args: argparse.Namespace, sync: Callable[[], No
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            wall, cpu = timed(everyone[name], sync)
+            if own_clock and name != ROOF:
+                wall, cpu = everyone[name]()
+            else:
+                wall, cpu = timed(everyone[name], sync)
             case.wall.setdefault(name, []).append(wall)
             case.cpu.setdefault(name, []).append(cpu)
     return case
@@ -183,7 +200,7 @@ def run(
     """
     args = made.parse_args()
     if args.quick:
-        args.rounds, args.threads = min(args.rounds, 2), args.threads or [1]
+        args.rounds, args.threads, args.allocator = min(args.rounds, 2), args.threads or [1], args.allocator[:1]
     args.threads = args.threads or sorted({1, os.cpu_count() or 1})
     if args.worker is not None:
         return _work(args, measure)
@@ -299,10 +316,10 @@ def times_table(cases: Sequence[Case], unit: str) -> Iterator[str]:
     factor = {"ms": 1e3, "s": 1.0}[unit]
     head, line = "| |", "|---|"
     for case in cases:
-        kind = "CPU time" if case.threads == 1 else "clock"
+        kind = "clock" if case.by_clock else "CPU time"
         several = "" if len({c.allocator for c in cases}) == 1 else f", {case.allocator} allocator"
         cells = [f"{case.threads} thread{'s' * (case.threads > 1)}{several}: {unit}, {kind}", "least to most"]
-        cells += ["clock"] if case.threads == 1 else []
+        cells += [] if case.by_clock else ["clock"]
         cells += [f"of {ROOF}"] if case.work else []
         cells += [f"/ {name}" for name in case.ours]
         head += " " + " | ".join(cells) + " |"
@@ -314,7 +331,7 @@ def times_table(cases: Sequence[Case], unit: str) -> Iterator[str]:
         for case in cases:
             seconds = [value * factor for value in case.seconds(name)]
             cells = [figure(median(seconds)), f"{figure(min(seconds))} to {figure(max(seconds))}"]
-            cells += [figure(median(case.wall[name]) * factor)] if case.threads == 1 else []
+            cells += [] if case.by_clock else [figure(median(case.wall[name]) * factor)]
             cells += [f"{case.share_of_roof(name):.2f}" if name != ROOF else "1"] if case.work else []
             cells += [f"{case.ratio(name, ours):.2f}" if name != ROOF else "" for ours in case.ours]
             row += " " + " | ".join(cells) + " |"
