@@ -28,7 +28,7 @@ def building(points: int, rays: int = 1_000_000, different: int = 4) -> PointClo
         different: number of rooms after which they repeat.
 
     Returns:
-        A cloud with `rgb` and labels, points in random order within a room.
+        A cloud with `rgb` and labels, room by room.
     """
     rays = min(rays, max(2 * points, 1000))
     rooms: list[PointCloud] = []
@@ -44,7 +44,7 @@ def building(points: int, rays: int = 1_000_000, different: int = 4) -> PointClo
         placed.append(room.coords - low + np.array([corner, depth, 0.0], np.float32))
         corner += float(high[0] - low[0]) + WALL
     labels = np.concatenate([room.labels for room in rooms if room.labels is not None])
-    # a share of every room rather than all but the last one's
-    order = np.random.default_rng(0).permutation(len(labels))[:points]
+    # a share of every room rather than all but the last one's, in the scanner's order
+    order = np.sort(np.random.default_rng(0).permutation(len(labels))[:points])
     coords, rgb = np.concatenate(placed)[order], np.concatenate([room.features["rgb"] for room in rooms])[order]
     return PointCloud(f"{points:,} points of {len(rooms)} rooms", coords, features={"rgb": rgb}, labels=labels[order])
