@@ -37,6 +37,10 @@ class DenseLevel:
     pool: Tensor
     up: Tensor
 
+    def to(self, device: str) -> DenseLevel:
+        """The same level on another device."""
+        return DenseLevel(*(tensor.to(device) for tensor in (self.coords, self.neighbors, self.pool, self.up)))
+
 
 def prepare(crops: Sequence[np.ndarray], ratios: Sequence[int], k: int, workers: int) -> list[DenseLevel]:
     """The levels of shuffled crops (N, 3), by cKDTree.
@@ -69,7 +73,7 @@ def levels_of(batch: Batch) -> list[DenseLevel]:
     levels = []
     for level in batch.pyramid:
         n, m = len(level.coords) // crops, len(level.pool) // crops
-        here = torch.arange(crops).view(-1, 1, 1)
+        here = torch.arange(crops, device=level.coords.device).view(-1, 1, 1)
         near = level.neighbors.view(crops, n, -1) - here * n
         up = level.up.view(crops, n, 1) - here * m
         levels.append(DenseLevel(level.coords.view(crops, n, 3), near, near[:, :m], up))

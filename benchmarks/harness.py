@@ -55,6 +55,7 @@ class Case:
         errors: competitor -> largest difference from the oracle, divided by the oracle's largest magnitude.
         wrong: peers whose results on several threads are further away than their tolerance.
         values: other figures: name -> value in the unit that the name ends with.
+        column: heading of the column of `values`, where threads and allocator do not say it.
         clock: take the clock for ratios with one thread too, for work that several threads share even then.
         threads: set by the harness.
         allocator: set by the harness: "kept" (freed memory stays with the process, as in training) or "default".
@@ -71,6 +72,7 @@ class Case:
     errors: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    column: str = ""
     clock: bool = False
     threads: int = 0
     allocator: str = ""
@@ -97,8 +99,8 @@ def race(
     case: Case,
     runs: Runs,
     args: argparse.Namespace,
-    sync: Callable[[], None] | None = None,
     own_clock: bool = False,
+    device: str = "cpu",
 ) -> Case:
     """Time the competitors and the roof in turns and put the seconds into the case.
 
@@ -106,12 +108,13 @@ def race(
         case: what is compared.
         runs: competitor -> what it does; each is run once beforehand, to compile and to fill its caches.
         args: `rounds` and `seconds` bound the work: at least two rounds, and none begun after that many seconds.
-        sync: called before the clock is read, for devices that work on their own.
         own_clock: each run returns the wall and CPU seconds that count.
+        device: where the competitors work; on "cuda" the roof multiplies larger bfloat16 matrices.
     """
-    edge = 256 if args.quick else 2048
+    edge = 256 if args.quick else 2048 if device == "cpu" else 8192
     case.roof = 2.0 * edge**3
-    left, right = torch.rand(edge, edge), torch.rand(edge, edge)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    left, right = (torch.rand(edge, edge, device=device, dtype=dtype) for _ in range(2))
     everyone: dict[str, Callable[[], Any]] = {**runs, ROOF: lambda: torch.mm(left, right)}
     say(f"  {case.title}: {', '.join(everyone)}")
     for run in everyone.values():
@@ -126,21 +129,25 @@ def race(
             if own_clock and name != ROOF:
                 wall, cpu = everyone[name]()
             else:
-                wall, cpu = timed(everyone[name], sync)
+                wall, cpu = timed(everyone[name], device)
             case.wall.setdefault(name, []).append(wall)
             case.cpu.setdefault(name, []).append(cpu)
     return case
 
 
-def timed(run: Callable[[], object], sync: Callable[[], None] | None = None) -> tuple[float, float]:
+def timed(run: Callable[[], object], device: str = "cpu") -> tuple[float, float]:
     """Wall and CPU seconds of one call, the release of its result included."""
-    if sync is not None:
-        sync()
+    finish(device)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
-    if sync is not None:
-        sync()
+    finish(device)
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def finish(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def agree(case: Case, name: str, found: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -153,7 +160,7 @@ def agree(case: Case, name: str, found: Tensor, wanted: Tensor, tolerance: float
         SystemExit: it is further than `tolerance` times the oracle's largest magnitude, so the times compare nothing.
     """
     scale = float(wanted.abs().max()) or 1.0
-    error = float((found.detach().double() - wanted.double()).abs().max()) / scale if len(wanted) else 0.0
+    error = float((found.detach().double().cpu() - wanted.double().cpu()).abs().max()) / scale if len(wanted) else 0.0
     case.errors[name] = max(error, case.errors.get(name, 0.0))
     if error <= tolerance:
         return
@@ -271,6 +278,8 @@ def machine() -> dict[str, Any]:
         pass
     if hasattr(os, "sysconf"):
         described["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if torch.cuda.is_available():
+        described["processor"] += f" with {torch.cuda.get_device_name()}"
     described["versions"] = {"python": platform.python_version(), **versions()}
     described["commit"] = environment(torch.device("cpu"))["commit"]
     return described
@@ -341,7 +350,8 @@ def times_table(cases: Sequence[Case], unit: str) -> Iterator[str]:
 
 def values_table(cases: Sequence[Case]) -> Iterator[str]:
     """A row for each named figure, a column for each setting."""
-    yield "| | " + " | ".join(f"{c.threads} thread{'s' * (c.threads > 1)}, {c.allocator}" for c in cases) + " |"
+    columns = [case.column or f"{case.threads} thread{'s' * (case.threads > 1)}, {case.allocator}" for case in cases]
+    yield "| | " + " | ".join(columns) + " |"
     yield "|---|" + "---|" * len(cases)
     for name in dict.fromkeys(name for case in cases for name in case.values):
         yield f"| {name} | " + " | ".join(figure(c.values[name]) if name in c.values else "" for c in cases) + " |"

@@ -2,9 +2,9 @@
 
     python benchmarks/network.py --voxels 100000 --growth 10000 100000 500000
 
-Ours, MinkowskiEngine (our network on its engine) and spconv have the same weights; their logits and a gradient are
-compared with our operations of plain torch in float64 before anything is timed. A training step is forward,
-cross-entropy over all rows and backward.
+Ours, MinkowskiEngine (our network on its engine) and spconv have the same weights; their logits, and on a small scene
+a gradient, are compared with our operations of plain torch in float64 before anything is timed. A training step is
+forward, cross-entropy over all rows and backward.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from voxel_scenes import Voxels, network_work, rooms, scan
 from mink_decouple.engine.runtime import keep_freed_memory
 from mink_decouple.models.minkunet import VARIANTS
 from mink_decouple.models.segmenter import Segmenter, build_model
+from mink_decouple.sparse.engines import require_device
 
 CHANNELS = 4
 CLASSES = 13
 OURS = ("ours float32", "ours bfloat16")
 COMPETITORS = (*OURS, "MinkowskiEngine", "spconv")
+HALVES = {"ours bfloat16": torch.bfloat16, "spconv float16": torch.float16}
 # Of the logits and of the gradient of the first kernel. In bfloat16 dozens of layers of an untrained network leave
 # little of the latter but its magnitude.
 TOLERANCES = {"ours bfloat16": (0.1, 1.0)}
@@ -51,34 +53,38 @@ class Network:
     """One competitor with the weights of seed 0.
 
     Args:
-        name: one of COMPETITORS, or "oracle" for ours in float64.
+        name: one of COMPETITORS, "spconv float16", or "oracle" for ours in float64.
         scene: what it runs on.
         variant: of MinkUNet.
+        device: where.
 
     Raises:
-        ValueError: it does not import.
+        ValueError: it does not import, or not for the device.
     """
 
-    def __init__(self, name: str, scene: Voxels, variant: str) -> None:
+    def __init__(self, name: str, scene: Voxels, variant: str, device: str = "cpu") -> None:
         self.scene, self.name, self.dtype = scene, name, torch.float64 if name == "oracle" else torch.float32
-        self.feats = scene.feats(CHANNELS).to(self.dtype)
-        self.target = torch.randint(CLASSES, (len(scene),), generator=torch.Generator().manual_seed(3))
+        self.device, self.coords = device, scene.coords.to(device)
+        self.feats = scene.feats(CHANNELS).to(device, self.dtype)
+        self.target = torch.randint(CLASSES, (len(scene),), generator=torch.Generator().manual_seed(3)).to(device)
         engine = "minkowski" if name == "MinkowskiEngine" else "native"
         ours: Segmenter = build_model("minkunet", variant, CHANNELS, CLASSES, head="linear", engine=engine)
-        if name == "spconv":
+        require_device(ours.engine, torch.device(device))
+        if name.startswith("spconv"):
             sp = peer("spconv")
             if sp is None:
                 raise ValueError("spconv does not import")
             self.model: nn.Module = SpconvMinkUNet(sp, VARIANTS[variant], CHANNELS, CLASSES).load(ours)
         else:
             self.model = ours.to(self.dtype)
+        self.model.to(device)
         self.start = {key: value.clone() for key, value in self.model.state_dict().items()}
 
     def logits(self) -> Tensor:
         """Logits (n, C); the voxels are a tensor that nothing has seen before."""
-        voxels = self.scene.coords.clone()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.name == "ours bfloat16"):
-            if self.name == "spconv":
+        voxels, half = self.coords.clone(), HALVES.get(self.name)
+        with torch.autocast(self.device, half, enabled=half is not None):
+            if self.name.startswith("spconv"):
                 out: Tensor = self.model(voxels, self.feats, self.scene.shape)
             else:
                 out = self.model(View(voxels, self.feats))
@@ -100,20 +106,22 @@ class Network:
         """Gradient of the first kernel after a training step from the initial state, as spconv lays it out."""
         self.train()
         self.model.load_state_dict(self.start)
-        stem = self.model.get_submodule("conv0p1s1" if self.name == "spconv" else "backbone.conv0p1s1")
-        found = stem.weight.grad if self.name == "spconv" else stem.kernel.grad
-        assert isinstance(found, Tensor)
-        return found if self.name == "spconv" else spconv_weight(found)
+        theirs = self.name.startswith("spconv")
+        found = self.model.get_parameter("conv0p1s1.weight" if theirs else "backbone.conv0p1s1.kernel").grad
+        assert found is not None
+        return found if theirs else spconv_weight(found)
 
 
-def networks(scene: Voxels, variant: str) -> dict[str, Network]:
+def networks(
+    scene: Voxels, variant: str, names: Sequence[str] = COMPETITORS, device: str = "cpu"
+) -> dict[str, Network]:
     """Every competitor that imports."""
     made = {}
-    for name in COMPETITORS:
+    for name in names:
         try:
-            made[name] = Network(name, scene, variant)
+            made[name] = Network(name, scene, variant, device)
         except ValueError as error:
-            say(str(error))
+            say(f"{name} is absent: {error}")
     return made
 
 
@@ -128,11 +136,12 @@ def measure(args: argparse.Namespace) -> Iterator[Case]:
         facts = f"{len(scene):,} voxels, {work / 1e9:.0f} GFLOP forward"
         case = Case(f"MinkUNet{variant}, {scene.name}: inference", facts, OURS, 0, work)
         trained = Case(f"MinkUNet{variant}, {scene.name}: training step", facts, OURS, 0, 3 * work)
-        compare(case, trained, entrants, Network("oracle", scene, variant))
+        compare(case, trained, entrants, variant)
         yield race(case, {name: network.infer for name, network in entrants.items()}, args)
         yield race(trained, {name: network.train for name, network in entrants.items()}, args)
         if args.final:
-            yield memory_case(f"MinkUNet{variant}, {scene.name}: peak memory, MiB", list(entrants), scene, args)
+            names = ["ours float32"] if args.quick else list(entrants)
+            yield memory_case(f"MinkUNet{variant}, {scene.name}: peak memory", names, scene, args)
     for size in [500, 1000] if args.quick else args.growth:
         scene = rooms(size)
         work = network_work(scene.coords, VARIANTS[variant], CHANNELS, CLASSES)
@@ -140,18 +149,21 @@ def measure(args: argparse.Namespace) -> Iterator[Case]:
         yield race(case, {name: network.infer for name, network in networks(scene, variant).items()}, args)
 
 
-def compare(inference: Case, training: Case, entrants: dict[str, Network], oracle: Network) -> None:
-    """Logits and first gradient of each competitor against the oracle's."""
-    logits, gradient = oracle.infer(), oracle.gradient()
+def compare(inference: Case, training: Case, entrants: dict[str, Network], variant: str) -> None:
+    """Logits of each competitor, and the first gradient on a small scene, against the oracle's."""
+    some, small = next(iter(entrants.values())), rooms(1000)
+    logits = Network("oracle", some.scene, variant, some.device).infer()
+    gradient = Network("oracle", small, variant, some.device).gradient()
     for name, network in entrants.items():
         near, far = TOLERANCES.get(name, USUAL)
         agree(inference, name, network.infer(), logits, near)
-        agree(training, name, network.gradient(), gradient, far)
+        agree(training, name, Network(name, small, variant, some.device).gradient(), gradient, far)
 
 
 def memory_case(title: str, names: list[str], scene: Voxels, args: argparse.Namespace) -> Case:
     """Peak memory of each competitor, each in a process of its own."""
-    case = Case(title, "over what the process held with the network and the data loaded and a small scene run")
+    facts = "over what the process held with the network and the data loaded and a small scene run"
+    case = Case(title, facts, column="MiB")
     for what in ("training step",) if args.quick else ("inference", "training step"):
         for name in names:
             for allocator in ("default",) if args.quick else ("default", "kept"):
@@ -174,7 +186,7 @@ def print_memory(args: argparse.Namespace) -> int:
     assert scene is not None
     variant = "tiny" if args.quick else args.variant
     for small in (True, False):
-        network = Network(name, rooms(1000) if small else scene, variant)
+        network = Network(name, rooms(200) if small else scene, variant)
         step: Callable[[], object] = partial(Network.infer if what == "inference" else Network.train, network)
         if small:
             # compiles, and loads what is loaded late

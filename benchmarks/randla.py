@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from conv2d_randla import Conv2dRandLANet, DenseLevel, levels_of, prepare
-from harness import Case, agree, parser, race, run
+from harness import Case, agree, finish, parser, race, run
 from point_scenes import building
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
@@ -69,15 +69,16 @@ def view(crop: Arrays, ratios: Sequence[int], rng: np.random.Generator) -> View:
 class Ours:
     """Our network, its batches and its step."""
 
-    def __init__(self, variant: str, dtype: torch.dtype) -> None:
+    def __init__(self, variant: str, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.device = device
         self.ratios = VARIANTS[variant]["ratios"]
-        self.model = build_model("randla", variant, 4, CLASSES, head="mlp")
-        self.step_of = Step(self.model, dtype)
+        self.model = build_model("randla", variant, 4, CLASSES, head="mlp").to(device)
+        self.step_of = Step(self.model, dtype, device)
 
     def batch(self, crops: Sequence[Arrays]) -> Batch:
         """Shuffle, search and collate."""
         rng = np.random.default_rng(0)
-        return collate([view(crop, self.ratios, rng) for crop in crops])
+        return collate([view(crop, self.ratios, rng) for crop in crops]).to(self.device)
 
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
@@ -87,12 +88,13 @@ class Ours:
 class Port:
     """The port with our weights, its batches and its step."""
 
-    def __init__(self, variant: str, dtype: torch.dtype) -> None:
+    def __init__(self, variant: str, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.device = device
         sizes = VARIANTS[variant]
         self.ratios = sizes["ratios"]
         ours = build_model("randla", variant, 4, CLASSES, head="mlp")
-        self.model = Conv2dRandLANet(4, sizes["d_out"], CLASSES).load(ours)
-        self.step_of = Step(self.model, dtype)
+        self.model = Conv2dRandLANet(4, sizes["d_out"], CLASSES).load(ours).to(device)
+        self.step_of = Step(self.model, dtype, device)
 
     def batch(self, crops: Sequence[Arrays]) -> tuple[Tensor, list[DenseLevel], Tensor]:
         """Shuffle, search and stack."""
@@ -100,8 +102,8 @@ class Port:
         orders = [rng.permutation(len(coords)) for coords, _, _ in crops]
         shuffled = [tuple(array[order] for array in crop) for crop, order in zip(crops, orders, strict=True)]
         levels = prepare([coords for coords, _, _ in shuffled], self.ratios, K, torch.get_num_threads())
-        feats = torch.from_numpy(np.stack([feats for _, feats, _ in shuffled]))
-        return feats, levels, torch.from_numpy(np.stack([labels for _, _, labels in shuffled]))
+        feats, labels = (torch.from_numpy(np.stack([crop[i] for crop in shuffled])).to(self.device) for i in (1, 2))
+        return feats, [level.to(self.device) for level in levels], labels
 
     def step(self, batch: tuple[Tensor, list[DenseLevel], Tensor]) -> None:
         """One optimizer step."""
@@ -112,15 +114,15 @@ class Port:
 class Step:
     """Forward, cross-entropy, backward and Adam."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: str) -> None:
+        self.model, self.dtype, self.device = model, dtype, device
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def __call__(self, forward: Callable[[], Tensor], target: Tensor) -> None:
         """Logits (n, C) or (B, C, N), target (n,) or (B, N)."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits = forward()
         F.cross_entropy(logits.float(), target, ignore_index=-1).backward()
         self.optimizer.step()
@@ -128,15 +130,15 @@ class Step:
 
 def compare(case: Case, entrants: dict[str, Ours | Port], batch: Batch, variant: str) -> None:
     """Logits of each network in evaluation mode against those of the port in float64."""
-    crops, levels = len(batch.names), levels_of(batch)
+    crops, levels, device = len(batch.names), levels_of(batch), str(batch.feats.device.type)
     feats = batch.feats.view(crops, -1, batch.feats.shape[1])
-    oracle = Port(variant, torch.float64).model.double().eval()
+    oracle = Port(variant, torch.float64, device).model.double().eval()
     exact = [replace(level, coords=level.coords.double()) for level in levels]
     with torch.no_grad():
         wanted = oracle(feats.double(), exact)
         for name, entrant in entrants.items():
             entrant.model.eval()
-            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in name):
+            with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in name):
                 if isinstance(entrant, Ours):
                     logits = entrant.model(batch).view(crops, -1, CLASSES).transpose(1, 2)
                 else:
@@ -148,34 +150,43 @@ def epoch(entrant: Any, crops: Sequence[Arrays], steps: int, workers: int) -> tu
     """Wall and CPU seconds of a step, batches being prepared by `workers` threads; the first one is not counted."""
     batches = prefetch((partial(entrant.batch, crops) for _ in range(steps + 1)), workers)
     batch = next(batches)
+    finish(entrant.device)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         entrant.step(batch)
         batch = next(batches)
+    finish(entrant.device)
     return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
 
 
 def prepared(entrant: Any, batch: Any, steps: int) -> tuple[float, float]:
     """Wall and CPU seconds of a step on one batch."""
+    finish(entrant.device)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         entrant.step(batch)
+    finish(entrant.device)
     return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
 
 
 def measure(args: argparse.Namespace) -> Iterator[Case]:
     """The preparation of a batch, then a step on prepared data and with its preparation."""
+    yield from cases_on("cpu", args)
+
+
+def cases_on(device: str, args: argparse.Namespace) -> Iterator[Case]:
+    """As `measure`, on a device."""
     count, points, scene = (2, 1024, 10_000) if args.quick else (args.crops, args.points, 2_000_000)
     variant = "4" if args.quick else args.variant
     crops = draw_crops(count, points, scene)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     entrants: dict[str, Ours | Port] = {}
     for kind, dtype in dtypes.items():
-        entrants |= {f"ours {kind}": Ours(variant, dtype), f"port {kind}": Port(variant, dtype)}
+        entrants[f"ours {kind}"], entrants[f"port {kind}"] = Ours(variant, dtype, device), Port(variant, dtype, device)
     title = f"RandLA-Net, {count} crops of {points:,} points: "
     ours, port = entrants["ours float32"], entrants["port float32"]
     case = Case(f"{title}preparation of a batch", "shuffle, neighbours of every level, collation", ("ours",))
-    yield race(case, {"ours": lambda: ours.batch(crops), "port": lambda: port.batch(crops)}, args)
+    yield race(case, {"ours": lambda: ours.batch(crops), "port": lambda: port.batch(crops)}, args, device=device)
 
     case = Case(f"{title}{STEP}", "", tuple(f"ours {kind}, {BESIDE}" for kind in dtypes), clock=True)
     batch = ours.batch(crops)
@@ -189,7 +200,7 @@ def measure(args: argparse.Namespace) -> Iterator[Case]:
         runs[f"{name}, {WITHIN}"] = partial(epoch, entrant, crops, steps, 0)
         if isinstance(entrant, Ours):
             runs[f"{name}, {BESIDE}"] = partial(epoch, entrant, crops, steps, 1)
-    yield race(case, runs, args, own_clock=True)
+    yield race(case, runs, args, own_clock=True, device=device)
 
 
 def summary(cases: Sequence[Case]) -> Iterator[str]:
@@ -211,14 +222,19 @@ def summary(cases: Sequence[Case]) -> Iterator[str]:
                 yield f"- {kept.threads} threads, each as it comes: the port takes {port / ours:.2f} times ours {kind}."
 
 
+def options(made: argparse.ArgumentParser, crops: int) -> None:
+    """Add what `cases_on` reads."""
+    made.add_argument("--variant", choices=sorted(VARIANTS), default="5")
+    made.add_argument("--crops", type=int, default=crops)
+    made.add_argument("--points", type=int, default=40_960)
+    made.add_argument("--steps", type=int, default=3, help="steps timed together in a round")
+
+
 def main() -> int:
     """Measure and print the tables."""
     made = parser(__doc__, rounds=7)
     made.set_defaults(allocator=["kept", "default"])
-    made.add_argument("--variant", choices=sorted(VARIANTS), default="5")
-    made.add_argument("--crops", type=int, default=4)
-    made.add_argument("--points", type=int, default=40_960)
-    made.add_argument("--steps", type=int, default=3, help="steps timed together in a round")
+    options(made, crops=4)
     return run(made, measure, summary, pin=False)
 
 

@@ -56,12 +56,12 @@ class SpconvMinkUNet(nn.Module):
     def __init__(self, sp: Any, variant: Variant, in_channels: int, classes: int) -> None:
         super().__init__()
         self.sp = sp
-        native = sp.ConvAlgo.Native
+        how = algorithm(sp)
         self.conv0p1s1 = _submanifold(sp, in_channels, variant.stem, variant.stem_kernel, "stem")
         self.bn0 = Norm(variant.stem)
         skips = [variant.stem, *variant.planes[:3]]
         for stage, width in enumerate(skips, start=1):
-            down = sp.SparseConv3d(width, width, 2, 2, bias=False, indice_key=f"down{stage}", algo=native)
+            down = sp.SparseConv3d(width, width, 2, 2, bias=False, indice_key=f"down{stage}", algo=how)
             self.add_module(f"conv{stage}p{2 ** (stage - 1)}s2", down)
             self.add_module(f"bn{stage}", Norm(width))
             blocks = _stage(sp, width, variant.planes[stage - 1], variant.layers[stage - 1], f"level{stage}")
@@ -69,7 +69,7 @@ class SpconvMinkUNet(nn.Module):
         width = variant.planes[3]
         for stage in range(4, 8):
             channels, level = variant.planes[stage], 7 - stage
-            up = sp.SparseInverseConv3d(width, channels, 2, indice_key=f"down{level + 1}", bias=False, algo=native)
+            up = sp.SparseInverseConv3d(width, channels, 2, indice_key=f"down{level + 1}", bias=False, algo=how)
             self.add_module(f"convtr{stage}p{2 ** (8 - stage)}s2", up)
             self.add_module(f"bntr{stage}", Norm(channels))
             joined = channels + skips[level]
@@ -124,10 +124,13 @@ def spconv_weight(kernel: Tensor) -> Tensor:
     return kernel.view(edge, edge, edge, *kernel.shape[1:]).permute(4, 2, 1, 0, 3)
 
 
+def algorithm(sp: Any) -> Any:
+    """The only one that spconv has for CPUs; on a GPU its own choice."""
+    return None if torch.cuda.is_available() else sp.ConvAlgo.Native
+
+
 def _submanifold(sp: Any, in_channels: int, channels: int, kernel_size: int, key: str) -> nn.Module:
-    made: nn.Module = sp.SubMConv3d(
-        in_channels, channels, kernel_size, bias=False, indice_key=key, algo=sp.ConvAlgo.Native
-    )
+    made: nn.Module = sp.SubMConv3d(in_channels, channels, kernel_size, bias=False, indice_key=key, algo=algorithm(sp))
     return made
 
 
