@@ -35,8 +35,8 @@ CLASSES = 13
 OURS = ("ours float32", "ours bfloat16")
 COMPETITORS = (*OURS, "MinkowskiEngine", "spconv")
 HALVES = {"ours bfloat16": torch.bfloat16, "spconv float16": torch.float16}
-# Of the logits and of the gradient of the first kernel. A ReLU whose input is rounded across zero, which happens now and
-# then, moves a gradient by up to a tenth; in bfloat16 an untrained network leaves little but its magnitude.
+# Of the logits and of the gradient of the first kernel. A ReLU whose input is rounded across zero, which happens now
+# and then, moves a gradient by up to a tenth; in bfloat16 an untrained network leaves little but its magnitude.
 TOLERANCES = {"ours bfloat16": (0.1, 1.0)}
 USUAL = (1e-3, 0.2)
 
