@@ -1,0 +1,356 @@
+"""Compiled loops of RandLA-Net's training step over single-precision rows on a CPU.
+
+A step is bound by memory, not arithmetic, so each loop reads its rows once and does all that can be done with them.
+Every kernel works on `[first, last)` of its chunks or points and writes nowhere else; sums are kept per chunk and
+joined in order, so the number of threads changes no bit.
+"""
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+CHUNK = 512
+"""Rows of which sums are kept; their features stay in the first cache."""
+POINTS = 32
+"""Points of which the sums of a local encoding are kept."""
+
+
+@intrinsic
+def _float_of_bits(typingctx, bits):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@numba.njit(inline="always")
+def _exp(x):
+    """e**x of a float32 x <= 0 to 2 units in the last place; written out so that loops over it become vector code."""
+    x = max(x, np.float32(-87.0))
+    whole = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def attend_forward(near, scores, d, out, keep, first, last):
+    """`out` (n, d) = sum over neighbours of softmax(scores) * near; with `keep` the scores become the attention.
+
+    near, scores: (n, k / r, r * d): r neighbours side by side, since vector code needs loops of 32 or more.
+    """
+    parts, wide = near.shape[1], near.shape[2]
+    top, total, sums = np.empty(wide, np.float32), np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for i in range(first, last):
+        s0 = scores[i, 0]
+        for c in range(wide):
+            top[c] = s0[c]
+            total[c] = sums[c] = np.float32(0)
+        for j in range(1, parts):
+            s = scores[i, j]
+            for c in range(wide):
+                top[c] = max(top[c], s[c])
+        for q in range(d, wide, d):
+            for c in range(d):
+                top[c] = max(top[c], top[q + c])
+        for q in range(d, wide, d):
+            for c in range(d):
+                top[q + c] = top[c]
+        for j in range(parts):
+            s, x = scores[i, j], near[i, j]
+            for c in range(wide):
+                e = _exp(s[c] - top[c])
+                s[c] = e
+                total[c] += e
+                sums[c] += e * x[c]
+        for q in range(d, wide, d):
+            for c in range(d):
+                total[c] += total[q + c]
+                sums[c] += sums[q + c]
+        for c in range(d):
+            total[c] = np.float32(1) / total[c]
+            out[i, c] = sums[c] * total[c]
+        if keep:
+            for q in range(d, wide, d):
+                for c in range(d):
+                    total[q + c] = total[c]
+            for j in range(parts):
+                s = scores[i, j]
+                for c in range(wide):
+                    s[c] *= total[c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def attend_scores_gradient(near, attention, out, grad, result, first, last):
+    """`result` = attention * grad * (near - out), the softmax Jacobian contracted by hand; (n, k / r, r * d)."""
+    parts, wide = near.shape[1], near.shape[2]
+    d = out.shape[1]
+    g, o = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for i in range(first, last):
+        for q in range(0, wide, d):
+            for c in range(d):
+                g[q + c], o[q + c] = grad[i, c], out[i, c]
+        for j in range(parts):
+            x, a, r = near[i, j], attention[i, j], result[i, j]
+            for c in range(wide):
+                r[c] = a[c] * g[c] * (x[c] - o[c])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def attend_add_direct(attention, grad, result, first, last):
+    """`result` += attention * grad; (n, k / r, r * d)."""
+    parts, wide = attention.shape[1], attention.shape[2]
+    d = grad.shape[1]
+    g = np.empty(wide, np.float32)
+    for i in range(first, last):
+        for q in range(0, wide, d):
+            for c in range(d):
+                g[q + c] = grad[i, c]
+        for j in range(parts):
+            a, r = attention[i, j], result[i, j]
+            for c in range(wide):
+                r[c] += a[c] * g[c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def encode_moments(coords, neighbors, sums, first, last):
+    """Sums and products of z = [distance, p_i - p_k, p_i] over the neighbours: (chunks, 8, 7), row 7 the sums."""
+    n, k = neighbors.shape
+    z = np.empty((7, POINTS * k), np.float64)
+    for chunk in range(first, last):
+        rows = 0
+        for i in range(chunk * POINTS, min(n, (chunk + 1) * POINTS)):
+            for j in range(k):
+                other = neighbors[i, j]
+                square = np.float32(0)
+                for a in range(3):
+                    apart = coords[i, a] - coords[other, a]
+                    square += apart * apart
+                    z[1 + a, rows] = apart
+                    z[4 + a, rows] = coords[i, a]
+                z[0, rows] = np.sqrt(square)
+                rows += 1
+        for a in range(7):
+            total = 0.0
+            for r in range(rows):
+                total += z[a, r]
+            sums[chunk, 7, a] = total
+            for b in range(a + 1):
+                total = 0.0
+                for r in range(rows):
+                    total += z[a, r] * z[b, r]
+                sums[chunk, a, b] = sums[chunk, b, a] = total
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, first, last):
+    """Neighbour rows [table, encoding] of each point into `near` (n * k, 2 h), the encoding into `own` (n * k, h) too.
+
+    weight: (7, h) of z, see `encode_moments`; shift: (h,).
+    """
+    k, h = neighbors.shape[1], table.shape[1]
+    base = np.empty(h, np.float32)
+    for i in range(first, last):
+        x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]
+        for c in range(h):
+            base[c] = shift[c] + x * weight[4, c] + y * weight[5, c] + z * weight[6, c]
+        for j in range(k):
+            other = neighbors[i, j]
+            dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
+            distance = np.sqrt(dx * dx + dy * dy + dz * dz)
+            r = i * k + j
+            near_row, own_row, table_row = near[r], own[r], table[other]
+            for c in range(h):
+                near_row[c] = table_row[c]
+            for c in range(h):
+                value = base[c] + distance * weight[0, c] + dx * weight[1, c] + dy * weight[2, c] + dz * weight[3, c]
+                value = max(value, value * slope)
+                own_row[c] = value
+                near_row[h + c] = value
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def encode_gradient(grad_near, grad_own, own, coords, neighbors, slope, sums, first, last):
+    """Sums over neighbours of g and g * z per chunk, (chunks, 8, h), g being the gradient before the LeakyReLU."""
+    n, k = neighbors.shape
+    h = own.shape[1]
+    g, point = np.empty(h, np.float32), np.empty(h, np.float32)
+    total = np.empty((8, h), np.float32)
+    for chunk in range(first, last):
+        total[:] = np.float32(0)
+        for i in range(chunk * POINTS, min(n, (chunk + 1) * POINTS)):
+            x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]
+            point[:] = np.float32(0)
+            for j in range(k):
+                other = neighbors[i, j]
+                dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
+                distance = np.sqrt(dx * dx + dy * dy + dz * dz)
+                r = i * k + j
+                near_row, grad_row, own_row = grad_near[r], grad_own[r], own[r]
+                for c in range(h):
+                    passed = np.float32(own_row[c] > np.float32(0))
+                    g[c] = (near_row[h + c] + grad_row[c]) * (slope + (np.float32(1) - slope) * passed)
+                    point[c] += g[c]
+                    total[0, c] += distance * g[c]
+                    total[1, c] += dx * g[c]
+                    total[2, c] += dy * g[c]
+                    total[3, c] += dz * g[c]
+            for c in range(h):
+                total[4, c] += x * point[c]
+                total[5, c] += y * point[c]
+                total[6, c] += z * point[c]
+                total[7, c] += point[c]
+        sums[chunk] = total
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def norm_moments(x, means, squares, first, last):
+    """Mean and summed squared deviation of each chunk and channel, (chunks, C)."""
+    n, channels = x.shape
+    total = np.empty(channels, np.float32)
+    for chunk in range(first, last):
+        start, end = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
+        total[:] = np.float32(0)
+        for i in range(start, end):
+            row = x[i]
+            for c in range(channels):
+                total[c] += row[c]
+        for c in range(channels):
+            total[c] /= np.float32(end - start)
+            means[chunk, c] = total[c]
+        square = squares[chunk]
+        square[:] = np.float32(0)
+        for i in range(start, end):
+            row = x[i]
+            for c in range(channels):
+                difference = row[c] - total[c]
+                square[c] += difference * difference
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def norm_apply(x, residual, plain, scale, shift, slope, table, index, out, at, first, last):
+    """`out[:, at:]` = LeakyReLU(x * scale + shift + residual); `out[:, :at]` = table[index]."""
+    n, channels = x.shape
+    for chunk in range(first, last):
+        start, end = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
+        if at > 0:
+            for i in range(start, end):
+                row, named = out[i], table[index[i]]
+                for c in range(at):
+                    row[c] = named[c]
+        for i in range(start, end):
+            x_row, out_row, added = x[i], out[i], residual[i]
+            if plain:
+                for c in range(channels):
+                    value = x_row[c] * scale[c] + shift[c]
+                    out_row[at + c] = max(value, value * slope)
+            else:
+                for c in range(channels):
+                    value = x_row[c] * scale[c] + shift[c] + added[c]
+                    out_row[at + c] = max(value, value * slope)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def norm_gradient(x, out, grad, at, mean, slope, sums, first, last):
+    """Sums of g and g * (x - mean) per chunk, (2, chunks, C), g being the gradient before the LeakyReLU."""
+    n, channels = x.shape
+    for chunk in range(first, last):
+        total, projected = sums[0, chunk], sums[1, chunk]
+        total[:] = np.float32(0)
+        projected[:] = np.float32(0)
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            x_row, out_row, grad_row = x[i], out[i], grad[i]
+            for c in range(channels):
+                passed = np.float32(out_row[at + c] > np.float32(0))
+                g = grad_row[at + c] * (slope + (np.float32(1) - slope) * passed)
+                total[c] += g
+                projected[c] += g * (x_row[c] - mean[c])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def norm_input_gradient(x, out, grad, at, coefficients, slope, result, masked, kept, first, last):
+    """`result` = c[0] * g + c[1] * x + c[2]; with `kept` g itself goes into `masked`."""
+    n, channels = x.shape
+    for i in range(first * CHUNK, min(n, last * CHUNK)):
+        x_row, out_row, grad_row, row, masked_row = x[i], out[i], grad[i], result[i], masked[i]
+        if kept:
+            for c in range(channels):
+                passed = np.float32(out_row[c] > np.float32(0))
+                masked_row[c] = grad_row[c] * (slope + (np.float32(1) - slope) * passed)
+            for c in range(channels):
+                row[c] = coefficients[0, c] * masked_row[c] + coefficients[1, c] * x_row[c] + coefficients[2, c]
+        else:
+            for c in range(channels):
+                passed = np.float32(out_row[at + c] > np.float32(0))
+                g = grad_row[at + c] * (slope + (np.float32(1) - slope) * passed)
+                row[c] = coefficients[0, c] * g + coefficients[1, c] * x_row[c] + coefficients[2, c]
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_positions(index, n):
+    """Positions in `index` (m,) in the order of the row they name, and where each of the n rows' positions begin."""
+    begins = np.zeros(n + 1, np.int64)
+    for row in index:
+        begins[row + 1] += 1
+    for row in range(n):
+        begins[row + 1] += begins[row]
+    free = begins[:n].copy()
+    positions = np.empty(len(index), np.int64)
+    for i in range(len(index)):
+        positions[free[index[i]]] = i
+        free[index[i]] += 1
+    return positions, begins
+
+
+@numba.njit(cache=True, nogil=True)
+def sum_rows(grad, positions, begins, result, first, last):
+    """`result[row]` = sum of the first columns of `grad` at the positions of each row."""
+    channels = result.shape[1]
+    for row in range(first, last):
+        total = result[row]
+        total[:] = np.float32(0)
+        for at in range(begins[row], begins[row + 1]):
+            source = grad[positions[at]]
+            for c in range(channels):
+                total[c] += source[c]
+
+
+@numba.njit(cache=True, nogil=True)
+def pool_max_forward(table, neighbors, out, winner, first, last):
+    """Channel-wise maximum over the rows `neighbors` (m, k) of `table`, and the first row that holds it."""
+    k, channels = neighbors.shape[1], table.shape[1]
+    for i in range(first, last):
+        best, held = out[i], winner[i]
+        row = np.int32(neighbors[i, 0])
+        source = table[row]
+        for c in range(channels):
+            best[c] = source[c]
+            held[c] = row
+        for j in range(1, k):
+            row = np.int32(neighbors[i, j])
+            source = table[row]
+            for c in range(channels):
+                larger = source[c] > best[c]
+                best[c] = source[c] if larger else best[c]
+                held[c] = row if larger else held[c]
+
+
+@numba.njit(cache=True, nogil=True)
+def pool_max_backward(grad, winner, result, first, last):
+    """Add `grad` (m, C) to the winning rows of `result`, channels [first, last)."""
+    for i in range(grad.shape[0]):
+        for c in range(first, last):
+            result[winner[i, c], c] += grad[i, c]
