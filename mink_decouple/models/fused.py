@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from mink_decouple.models import row_kernels as kernels
 from mink_decouple.models.products import linear, weight_gradient
+from mink_decouple.models.row_vectors import LANES
 from mink_decouple.sparse.threads import share
 
 _WIDE = 32  # the shortest loop that the compiler turns into vector code
@@ -37,10 +38,12 @@ class SortedRows(Protocol):
         """Positions sorted by the row they name, and where each row's positions begin."""
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether these kernels take the tensors: single precision, on a CPU, outside autocast."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+def usable(*tensors: Tensor, channels: int = LANES) -> bool:
+    """Whether these kernels take the tensors: single precision, on a CPU, outside autocast, whole vectors."""
+    return (
+        channels % LANES == 0
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     )
 
 
@@ -233,7 +236,7 @@ class _Normalize(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         kept = ctx.needs_input_grad[1] and slope != 1
         masked = torch.empty_like(x) if kept else grad_x
-        targets = grad_x.numpy(), masked.numpy(), kept
+        targets = grad_x.numpy(), masked.numpy()
         share(lambda a, b: kernels.norm_input_gradient(*arrays, coefficients, slope, *targets, a, b), chunks, work)
         grad_residual = (masked if kept else grad) if ctx.needs_input_grad[1] else None
         grad_table = sum_rows(grad, *ctx.rows.lists(), at) if ctx.needs_input_grad[2] else None
@@ -313,7 +316,7 @@ class _Encode(torch.autograd.Function):
         with_z, total = joined[:7].T, joined[7]
         projected = inverse * ((weight_z * with_z).sum(axis=1) - mean * total)
         # the gradient before the norm is linear in g, so its products with z follow from those of g
-        grad_z = with_z - 0.0
+        grad_z = with_z
         if batch_statistics:
             normalized_with_z = inverse[:, None] * (weight_z @ spread)
             grad_z = with_z - np.outer(total, centre) - projected[:, None] * normalized_with_z

@@ -110,7 +110,7 @@ class DilatedResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, coords: Tensor, gather: Gather) -> Tensor:
         """Features (n, C_in), coords (n, 3) and the neighbours (n, k) -> (n, 2 d)."""
-        if fused.usable(x, coords, self.mlp1.weight):
+        if fused.usable(x, coords, self.mlp1.weight, channels=len(self.mlp1.weight)):
             return self._fused(x, coords, gather)
         k = gather.index.shape[1]
         with torch.autocast(coords.device.type, enabled=False):

@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from mink_decouple.models import row_vectors as vectors
+
 CHUNK = 512
 """Rows of which sums are kept; their features stay in the first cache."""
 POINTS = 32
@@ -161,8 +163,10 @@ def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, fi
 
     weight: (7, h) of z, see `encode_moments`; shift: (h,).
     """
-    k, h = neighbors.shape[1], table.shape[1]
+    k, h = neighbors.shape[1], np.int64(table.shape[1])
     base = np.empty(h, np.float32)
+    row, w, to, plain, source = 4 * h, vectors.address(weight), vectors.address(near), vectors.address(own), vectors.address(table)
+    start = vectors.address(base)
     for i in range(first, last):
         x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]
         for c in range(h):
@@ -171,24 +175,21 @@ def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, fi
             other = neighbors[i, j]
             dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
             distance = np.sqrt(dx * dx + dy * dy + dz * dz)
-            r = i * k + j
-            near_row, own_row, table_row = near[r], own[r], table[other]
-            for c in range(h):
-                near_row[c] = table_row[c]
-            for c in range(h):
-                value = base[c] + distance * weight[0, c] + dx * weight[1, c] + dy * weight[2, c] + dz * weight[3, c]
-                value = max(value, value * slope)
-                own_row[c] = value
-                near_row[h + c] = value
+            r = np.int64(i * k + j)
+            vectors.copy((source + other * row, to + r * 2 * row), (slope,), h)
+            targets = (to + r * 2 * row + row, plain + r * row)
+            places = (start, w, w + row, w + 2 * row, w + 3 * row, *targets)
+            vectors.encode(places, (distance, dx, dy, dz, slope), h)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def encode_gradient(grad_near, grad_own, own, coords, neighbors, slope, sums, first, last):
     """Sums over neighbours of g and g * z per chunk, (chunks, 8, h), g being the gradient before the LeakyReLU."""
     n, k = neighbors.shape
-    h = own.shape[1]
-    g, point = np.empty(h, np.float32), np.empty(h, np.float32)
-    total = np.empty((8, h), np.float32)
+    h = np.int64(own.shape[1])
+    row, point, total = 4 * h, np.empty(h, np.float32), np.empty((8, h), np.float32)
+    near, alone, held = vectors.address(grad_near), vectors.address(grad_own), vectors.address(own)
+    t, p = vectors.address(total), vectors.address(point)
     for chunk in range(first, last):
         total[:] = np.float32(0)
         for i in range(chunk * POINTS, min(n, (chunk + 1) * POINTS)):
@@ -198,105 +199,85 @@ def encode_gradient(grad_near, grad_own, own, coords, neighbors, slope, sums, fi
                 other = neighbors[i, j]
                 dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
                 distance = np.sqrt(dx * dx + dy * dy + dz * dz)
-                r = i * k + j
-                near_row, grad_row, own_row = grad_near[r], grad_own[r], own[r]
-                for c in range(h):
-                    passed = np.float32(own_row[c] > np.float32(0))
-                    g[c] = (near_row[h + c] + grad_row[c]) * (slope + (np.float32(1) - slope) * passed)
-                    point[c] += g[c]
-                    total[0, c] += distance * g[c]
-                    total[1, c] += dx * g[c]
-                    total[2, c] += dy * g[c]
-                    total[3, c] += dz * g[c]
-            for c in range(h):
-                total[4, c] += x * point[c]
-                total[5, c] += y * point[c]
-                total[6, c] += z * point[c]
-                total[7, c] += point[c]
+                r = np.int64(i * k + j)
+                places = (
+                    near + r * 2 * row + row,
+                    alone + r * row,
+                    held + r * row,
+                    t,
+                    t + row,
+                    t + 2 * row,
+                    t + 3 * row,
+                    p,
+                )
+                vectors.encode_sums(places, (distance, dx, dy, dz, slope), h)
+            vectors.fold((p, t + 4 * row, t + 5 * row, t + 6 * row, t + 7 * row), (x, y, z), h)
         sums[chunk] = total
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def norm_moments(x, means, squares, first, last):
     """Mean and summed squared deviation of each chunk and channel, (chunks, C)."""
-    n, channels = x.shape
-    total = np.empty(channels, np.float32)
+    n, channels = len(x), np.int64(x.shape[1])
+    row, source, mean, square = 4 * channels, vectors.address(x), vectors.address(means), vectors.address(squares)
+    none = (np.float32(0),)
     for chunk in range(first, last):
         start, end = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
-        total[:] = np.float32(0)
+        means[chunk] = np.float32(0)
+        squares[chunk] = np.float32(0)
         for i in range(start, end):
-            row = x[i]
-            for c in range(channels):
-                total[c] += row[c]
+            vectors.add((source + i * row, mean + chunk * row), none, channels)
         for c in range(channels):
-            total[c] /= np.float32(end - start)
-            means[chunk, c] = total[c]
-        square = squares[chunk]
-        square[:] = np.float32(0)
+            means[chunk, c] /= np.float32(end - start)
         for i in range(start, end):
-            row = x[i]
-            for c in range(channels):
-                difference = row[c] - total[c]
-                square[c] += difference * difference
+            vectors.add_square((source + i * row, mean + chunk * row, square + chunk * row), none, channels)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def norm_apply(x, residual, plain, scale, shift, slope, table, index, out, at, first, last):
     """`out[:, at:]` = LeakyReLU(x * scale + shift + residual); `out[:, :at]` = table[index]."""
-    n, channels = x.shape
-    for chunk in range(first, last):
-        start, end = chunk * CHUNK, min(n, (chunk + 1) * CHUNK)
-        if at > 0:
-            for i in range(start, end):
-                row, named = out[i], table[index[i]]
-                for c in range(at):
-                    row[c] = named[c]
-        for i in range(start, end):
-            x_row, out_row, added = x[i], out[i], residual[i]
-            if plain:
-                for c in range(channels):
-                    value = x_row[c] * scale[c] + shift[c]
-                    out_row[at + c] = max(value, value * slope)
-            else:
-                for c in range(channels):
-                    value = x_row[c] * scale[c] + shift[c] + added[c]
-                    out_row[at + c] = max(value, value * slope)
+    n, channels, before = len(x), np.int64(x.shape[1]), np.int64(at)
+    row, wide = 4 * channels, 4 * (channels + before)
+    source, target, added = vectors.address(x), vectors.address(out) + 4 * before, vectors.address(residual)
+    factors = vectors.address(scale), vectors.address(shift)
+    held = vectors.address(table)
+    for i in range(first * CHUNK, min(n, last * CHUNK)):
+        if before > 0:
+            vectors.copy((held + index[i] * 4 * before, target + i * wide - 4 * before), (slope,), before)
+        if plain:
+            vectors.affine_leaky((source + i * row, *factors, target + i * wide), (slope,), channels)
+        else:
+            places = (source + i * row, *factors, target + i * wide, added + i * row)
+            vectors.affine_add_leaky(places, (slope,), channels)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def norm_gradient(x, out, grad, at, mean, slope, sums, first, last):
     """Sums of g and g * (x - mean) per chunk, (2, chunks, C), g being the gradient before the LeakyReLU."""
-    n, channels = x.shape
+    n, channels = len(x), np.int64(x.shape[1])
+    row, wide = 4 * channels, 4 * (channels + at)
+    source, target, incoming = vectors.address(x), vectors.address(out) + 4 * at, vectors.address(grad) + 4 * at
+    total, centre = vectors.address(sums), vectors.address(mean)
+    second = total + sums.shape[1] * row
     for chunk in range(first, last):
-        total, projected = sums[0, chunk], sums[1, chunk]
-        total[:] = np.float32(0)
-        projected[:] = np.float32(0)
+        sums[0, chunk] = np.float32(0)
+        sums[1, chunk] = np.float32(0)
+        results = total + chunk * row, second + chunk * row
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            x_row, out_row, grad_row = x[i], out[i], grad[i]
-            for c in range(channels):
-                passed = np.float32(out_row[at + c] > np.float32(0))
-                g = grad_row[at + c] * (slope + (np.float32(1) - slope) * passed)
-                total[c] += g
-                projected[c] += g * (x_row[c] - mean[c])
+            places = (source + i * row, target + i * wide, incoming + i * wide, centre, *results)
+            vectors.norm_sums(places, (slope,), channels)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def norm_input_gradient(x, out, grad, at, coefficients, slope, result, masked, kept, first, last):
-    """`result` = c[0] * g + c[1] * x + c[2]; with `kept` g itself goes into `masked`."""
-    n, channels = x.shape
+@numba.njit(cache=True, nogil=True)
+def norm_input_gradient(x, out, grad, at, coefficients, slope, result, masked, first, last):
+    """`masked` = g, the gradient before the LeakyReLU, then `result` = c[0] * g + c[1] * x + c[2]; they may be one."""
+    n, channels = len(x), np.int64(x.shape[1])
+    row, wide = 4 * channels, 4 * (channels + at)
+    source, target, incoming = vectors.address(x), vectors.address(out) + 4 * at, vectors.address(grad) + 4 * at
+    c, to, kept = vectors.address(coefficients), vectors.address(result), vectors.address(masked)
     for i in range(first * CHUNK, min(n, last * CHUNK)):
-        x_row, out_row, grad_row, row, masked_row = x[i], out[i], grad[i], result[i], masked[i]
-        if kept:
-            for c in range(channels):
-                passed = np.float32(out_row[c] > np.float32(0))
-                masked_row[c] = grad_row[c] * (slope + (np.float32(1) - slope) * passed)
-            for c in range(channels):
-                row[c] = coefficients[0, c] * masked_row[c] + coefficients[1, c] * x_row[c] + coefficients[2, c]
-        else:
-            for c in range(channels):
-                passed = np.float32(out_row[at + c] > np.float32(0))
-                g = grad_row[at + c] * (slope + (np.float32(1) - slope) * passed)
-                row[c] = coefficients[0, c] * g + coefficients[1, c] * x_row[c] + coefficients[2, c]
+        arrays = source + i * row, target + i * wide, incoming + i * wide
+        vectors.norm_input((*arrays, c, c + row, c + 2 * row, to + i * row, kept + i * row), (slope,), channels)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -318,14 +299,13 @@ def sort_positions(index, n):
 @numba.njit(cache=True, nogil=True)
 def sum_rows(grad, positions, begins, result, first, last):
     """`result[row]` = sum of the first columns of `grad` at the positions of each row."""
-    channels = result.shape[1]
+    channels, wide = np.int64(result.shape[1]), np.int64(4 * grad.shape[1])
+    source, target = vectors.address(grad), vectors.address(result)
     for row in range(first, last):
-        total = result[row]
-        total[:] = np.float32(0)
+        result[row] = np.float32(0)
         for at in range(begins[row], begins[row + 1]):
-            source = grad[positions[at]]
-            for c in range(channels):
-                total[c] += source[c]
+            places = (source + positions[at] * wide, target + 4 * row * channels)
+            vectors.add(places, (np.float32(0),), channels)
 
 
 @numba.njit(cache=True, nogil=True)

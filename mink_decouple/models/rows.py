@@ -48,8 +48,8 @@ class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rows (n, C_in) -> (n, C_out)."""
         norm = self.norm
-        if fused.usable(x, self.weight):
-            return self._fused(x)
+        if fused.usable(x, self.weight, channels=len(self.weight)):
+            return fused.normalize(linear(x, self.weight), self, slope=SLOPE if self.activation else 1.0)
         if norm.training and x.shape[0] > 1:
             # the zero term keeps the bias in the graph, as distributed training asks of every parameter
             shift = norm.bias + 0.0 * self.bias
@@ -64,15 +64,6 @@ class Dense(nn.Module):
             y = linear(x, self.weight, self.bias)
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, BN_EPS)
         return F.leaky_relu(y, SLOPE, inplace=True) if self.activation else y
-
-    def _fused(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        if norm.training or torch.is_grad_enabled():
-            return fused.normalize(linear(x, self.weight), self, slope=SLOPE if self.activation else 1.0)
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        y = linear(x, self.weight * scale[:, None], norm.bias + (self.bias - norm.running_mean) * scale)
-        return F.leaky_relu_(y, SLOPE) if self.activation else y
 
 
 class Gather:
@@ -120,7 +111,7 @@ class _GatherRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         positions, begins = ctx.saved_tensors
-        if fused.usable(grad):
+        if fused.usable(grad, channels=grad.shape[1]):
             return fused.sum_rows(grad.contiguous(), positions, begins, grad.shape[1]), None, None, None
         summed = F.embedding_bag(positions, grad.contiguous(), begins, mode="sum", include_last_offset=True)
         return summed, None, None, None
