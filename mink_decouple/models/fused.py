@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mink_decouple.models import row_kernels as kernels
+from mink_decouple.models import row_kernels
 from mink_decouple.models.products import linear, weight_gradient
 from mink_decouple.models.row_vectors import LANES
-from mink_decouple.sparse.threads import share
+from mink_decouple.threads import share
 
+kernels: Any = row_kernels  # numba declares its compiled functions without arguments
 _WIDE = 32  # the shortest loop that the compiler turns into vector code
 
 
@@ -48,15 +49,15 @@ def usable(*tensors: Tensor, channels: int = LANES) -> bool:
 
 
 def sort_positions(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Positions in `index` (m,) int64 sorted by row, stably, and where the positions of each of n rows begin (n + 1,)."""
+    """Positions in `index` (m,) int64 stably sorted by row, and where those of each of n rows begin (n + 1,)."""
     positions, begins = kernels.sort_positions(_array(index), n)
     return torch.from_numpy(positions), torch.from_numpy(begins)
 
 
-def sum_rows(grad: Tensor, positions: Tensor, begins: Tensor, channels: int) -> Tensor:
+def sum_rows(grad: Tensor, channels: int, positions: Tensor, begins: Tensor) -> Tensor:
     """Gradient of a gather: (n, channels), for each row the sum of `grad[:, :channels]` at its positions."""
     summed = grad.new_empty(len(begins) - 1, channels)
-    arrays = grad.numpy(), positions.numpy(), begins.numpy(), summed.numpy()
+    arrays: tuple[Any, ...] = grad.numpy(), positions.numpy(), begins.numpy(), summed.numpy()
     share(lambda a, b: kernels.sum_rows(*arrays, a, b), len(summed), 2 * len(positions) * channels)
     return summed
 
@@ -88,7 +89,9 @@ def normalize(
     return out
 
 
-def encode(table: Tensor, coords: Tensor, rows: SortedRows, layer: NormalizedLayer, slope: float) -> tuple[Tensor, Tensor]:
+def encode(
+    table: Tensor, coords: Tensor, rows: SortedRows, layer: NormalizedLayer, slope: float
+) -> tuple[Tensor, Tensor]:
     """Neighbour features of a round: gathered features beside the local spatial encoding (Eq. 1) after its layer.
 
     The ten channels of the encoding are linear in seven, z = [distance, p_i - p_k, p_i], so their batch norm follows
@@ -160,7 +163,7 @@ class _Attend(torch.autograd.Function):
         near = near.contiguous()
         n, d = near.shape[0] // k, near.shape[1]
         attention, out = linear(near, weight), near.new_empty(n, d)
-        arrays = _side_by_side(near, k), _side_by_side(attention, k), d, out.numpy(), keep
+        arrays: tuple[Any, ...] = _side_by_side(near, k), _side_by_side(attention, k), d, out.numpy(), keep
         share(lambda a, b: kernels.attend_forward(*arrays, a, b), n, 20 * near.numel())
         if keep:
             ctx.save_for_backward(near, weight, attention, out)
@@ -208,8 +211,18 @@ class _Normalize(torch.autograd.Function):
         at = 0 if table is None else table.shape[1]
         out = x.new_empty(n, at + channels)
         added = source if residual is None else residual.contiguous().numpy()
-        named = (source, np.empty(0, np.int64)) if rows is None else (_array(table), _array(rows.index).reshape(-1))
-        arrays = source, added, residual is None, _single(scale), _single(offset), np.float32(slope), *named
+        named = source, np.empty(0, np.int64)
+        if table is not None and rows is not None:
+            named = _array(table), _array(rows.index).reshape(-1)
+        arrays: tuple[Any, ...] = (
+            source,
+            added,
+            residual is None,
+            _single(scale),
+            _single(offset),
+            np.float32(slope),
+            *named,
+        )
         target = out.numpy()
         share(lambda a, b: kernels.norm_apply(*arrays, target, at, a, b), chunks, 4 * out.numel())
         ctx.save_for_backward(x, out if slope != 1 else x)
@@ -224,7 +237,7 @@ class _Normalize(torch.autograd.Function):
         grad, slope, at = grad.contiguous(), np.float32(ctx.slope), ctx.at
         n, channels = x.shape
         chunks, work = -(-n // kernels.CHUNK), 4 * x.numel()
-        arrays = x.numpy(), out.numpy(), grad.numpy(), at
+        arrays: tuple[Any, ...] = x.numpy(), out.numpy(), grad.numpy(), at
         sums, centre = np.empty((2, chunks, channels), np.float32), _single(mean)
         share(lambda a, b: kernels.norm_gradient(*arrays, centre, slope, sums, a, b), chunks, work)
         total, projected = sums.sum(axis=1, dtype=np.float64)
@@ -239,7 +252,7 @@ class _Normalize(torch.autograd.Function):
         targets = grad_x.numpy(), masked.numpy()
         share(lambda a, b: kernels.norm_input_gradient(*arrays, coefficients, slope, *targets, a, b), chunks, work)
         grad_residual = (masked if kept else grad) if ctx.needs_input_grad[1] else None
-        grad_table = sum_rows(grad, *ctx.rows.lists(), at) if ctx.needs_input_grad[2] else None
+        grad_table = sum_rows(grad, at, *ctx.rows.lists()) if ctx.needs_input_grad[2] else None
         grad_bias = np.zeros_like(total) if batch_statistics else scale * total
         parameters = (torch.from_numpy(_single(g)) for g in (projected * inverse, total, grad_bias))
         return grad_x, grad_residual, grad_table, *parameters, None, None, None
@@ -293,7 +306,13 @@ class _Encode(torch.autograd.Function):
             moments = weight_z @ centre, np.maximum(((weight_z @ spread) * weight_z).sum(axis=1), 0)
         mean, inverse, factor, offset = _affine(layer, moments, n * k)
         near, own = table.new_empty(n * k, 2 * h), table.new_empty(n * k, h)
-        arrays = _array(table), *places, _single((factor[:, None] * weight_z).T), _single(offset), np.float32(slope)
+        arrays: tuple[Any, ...] = (
+            _array(table),
+            *places,
+            _single((factor[:, None] * weight_z).T),
+            _single(offset),
+            np.float32(slope),
+        )
         targets = near.numpy(), own.numpy()
         share(lambda a, b: kernels.encode_forward(*arrays, *targets, a, b), n, 12 * near.numel())
         ctx.save_for_backward(own)
@@ -307,10 +326,17 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad_near: Tensor, grad_own: Tensor) -> tuple[Tensor | None, ...]:
         (own,) = ctx.saved_tensors
         weight_z, mean, inverse, factor, centre, spread, batch_statistics = ctx.layer
-        (n, k), h = ctx.rows.index.shape, own.shape[1]
+        n, h = len(ctx.rows.index), own.shape[1]
         grad_near, chunks = grad_near.contiguous(), -(-n // kernels.POINTS)
         sums = np.empty((chunks, 8, h), np.float32)
-        arrays = grad_near.numpy(), grad_own.contiguous().numpy(), own.numpy(), *ctx.places, np.float32(ctx.slope), sums
+        arrays: tuple[Any, ...] = (
+            grad_near.numpy(),
+            grad_own.contiguous().numpy(),
+            own.numpy(),
+            *ctx.places,
+            np.float32(ctx.slope),
+            sums,
+        )
         share(lambda a, b: kernels.encode_gradient(*arrays, a, b), chunks, 20 * own.numel())
         joined = sums.sum(axis=0, dtype=np.float64)
         with_z, total = joined[:7].T, joined[7]
@@ -322,7 +348,7 @@ class _Encode(torch.autograd.Function):
             grad_z = with_z - np.outer(total, centre) - projected[:, None] * normalized_with_z
         grad_weight = (factor[:, None] * grad_z) @ _CHANNELS_OF_Z.T
         grad_bias = np.zeros_like(total) if batch_statistics else factor * total
-        grad_table = sum_rows(grad_near, *ctx.rows.lists(), h) if ctx.needs_input_grad[0] else None
+        grad_table = sum_rows(grad_near, h, *ctx.rows.lists()) if ctx.needs_input_grad[0] else None
         parameters = (torch.from_numpy(_single(g)) for g in (grad_weight, projected, total, grad_bias))
         return grad_table, *parameters, None, None, None, None
 
@@ -333,7 +359,7 @@ class _PoolMax(torch.autograd.Function):
         m, k = neighbors.shape
         out = table.new_empty(m, table.shape[1])
         winner = torch.empty(out.shape, dtype=torch.int32)
-        arrays = _array(table), _array(neighbors), out.numpy(), winner.numpy()
+        arrays: tuple[Any, ...] = _array(table), _array(neighbors), out.numpy(), winner.numpy()
         share(lambda a, b: kernels.pool_max_forward(*arrays, a, b), m, k * out.numel())
         ctx.save_for_backward(winner)
         ctx.rows = table.shape[0]
@@ -344,7 +370,7 @@ class _PoolMax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (winner,) = ctx.saved_tensors
         result = grad.new_zeros(ctx.rows, grad.shape[1])
-        arrays = grad.contiguous().numpy(), winner.numpy(), result.numpy()
+        arrays: tuple[Any, ...] = grad.contiguous().numpy(), winner.numpy(), result.numpy()
         # by channels: several points may add to one row
         share(lambda a, b: kernels.pool_max_backward(*arrays, a, b), grad.shape[1], grad.numel())
         return result, None

@@ -25,7 +25,7 @@ POINTS = 32
 
 
 @intrinsic
-def _float_of_bits(typingctx, bits):
+def _float_of_bits(typingctx, bits=None):
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
@@ -165,7 +165,13 @@ def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, fi
     """
     k, h = neighbors.shape[1], np.int64(table.shape[1])
     base = np.empty(h, np.float32)
-    row, w, to, plain, source = 4 * h, vectors.address(weight), vectors.address(near), vectors.address(own), vectors.address(table)
+    row, w, to, plain, source = (
+        4 * h,
+        vectors.address(weight),
+        vectors.address(near),
+        vectors.address(own),
+        vectors.address(table),
+    )
     start = vectors.address(base)
     for i in range(first, last):
         x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]

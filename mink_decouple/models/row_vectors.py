@@ -52,7 +52,7 @@ class Emitter:
         self.builder.store(value, self.builder.inttoptr(self.places[place], _VECTOR.as_pointer())).align = 4
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a * b + c."""
+        """The vector a * b + c."""
         return self.builder.call(self._fma, [a, b, c])
 
     def choose(self, sign: ir.Value, positive: ir.Value, other: ir.Value) -> ir.Value:

@@ -22,6 +22,7 @@ SLOPE = 0.2
 BN_EPS = 1e-6
 BN_MOMENTUM = 0.01
 
+
 def truncated_normal_(weight: Tensor) -> Tensor:
     """Fill `weight` (C_out, C_in) as the authors do: normal cut at 2 std, std sqrt(2 / C_out), rounded to 1e-3."""
     std = math.sqrt(2.0 / weight.shape[0])
@@ -112,7 +113,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         positions, begins = ctx.saved_tensors
         if fused.usable(grad, channels=grad.shape[1]):
-            return fused.sum_rows(grad.contiguous(), positions, begins, grad.shape[1]), None, None, None
+            return fused.sum_rows(grad.contiguous(), grad.shape[1], positions, begins), None, None, None
         summed = F.embedding_bag(positions, grad.contiguous(), begins, mode="sum", include_last_offset=True)
         return summed, None, None, None
 
