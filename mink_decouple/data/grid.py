@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.voxels import group_mean, majority, voxelise
+from mink_decouple.data.groups import Groups
+from mink_decouple.data.voxels import voxelise
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +65,15 @@ def subsample(cloud: PointCloud, size: float) -> GridCloud:
     except ValueError as error:
         raise ValueError(f"{cloud.name}: {error}") from None
     count = len(voxels)
+    groups = Groups(voxels.inverse, count)
     labels = None
     if cloud.labels is not None:
         classes = int(cloud.labels.max(initial=-1)) + 1
-        labels = majority(cloud.labels, voxels.inverse, count, classes)
+        labels = groups.majority(cloud.labels, classes)
     return GridCloud(
         name=cloud.name,
-        coords=group_mean(cloud.coords, voxels.inverse, count),
-        features={key: group_mean(column, voxels.inverse, count) for key, column in cloud.features.items()},
+        coords=groups.mean(cloud.coords),
+        features={key: groups.mean(column) for key, column in cloud.features.items()},
         labels=labels,
         inverse=voxels.inverse,
         size=float(size),
