@@ -37,26 +37,25 @@ def _majority(
     first: int,
     last: int,
 ) -> None:
-    counts = np.zeros(classes, np.int64)
+    counts, held = np.zeros(classes, np.int64), np.empty(16, np.int64)
     for g in range(first, last):
-        best, tied = np.int64(-1), False
+        best, tied, labelled = np.int64(-1), False, 0
+        if len(held) < begins[g + 1] - begins[g]:
+            held = np.empty(2 * (begins[g + 1] - begins[g]), np.int64)
         for j in range(begins[g], begins[g + 1]):
             value = values[members[j]]
             if value >= 0:
                 counts[value] += 1
-        for j in range(begins[g], begins[g + 1]):
-            value = np.int64(values[members[j]])
-            if value < 0:
-                continue
+                held[labelled] = value
+                labelled += 1
+        for value in held[:labelled]:
             if best < 0 or counts[value] > counts[best]:
                 best, tied = value, False
             elif value != best and counts[value] == counts[best]:
                 tied = True
                 best = min(best, value)
-        for j in range(begins[g], begins[g + 1]):
-            value = values[members[j]]
-            if value >= 0:
-                counts[value] = 0
+        for value in held[:labelled]:
+            counts[value] = 0
         result[g] = -1 if tied and ignore_ties else best
 
 
@@ -67,6 +66,15 @@ def _mean(
     width = array.shape[1]
     total = np.empty(width, np.float64)
     for g in range(first, last):
+        if width == 3:
+            # the usual width, kept in registers
+            x = y = z = 0.0
+            for j in range(begins[g], begins[g + 1]):
+                row = array[members[j]]
+                x, y, z = x + row[0], y + row[1], z + row[2]
+            count = max(begins[g + 1] - begins[g], 1)
+            result[g, 0], result[g, 1], result[g, 2] = x / count, y / count, z / count
+            continue
         total[:] = 0.0
         for j in range(begins[g], begins[g + 1]):
             for k in range(width):
