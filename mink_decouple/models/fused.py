@@ -19,7 +19,6 @@ from mink_decouple.models.row_vectors import LANES
 from mink_decouple.threads import share
 
 kernels: Any = row_kernels  # numba declares its compiled functions without arguments
-_WIDE = 32  # the shortest loop that the compiler turns into vector code
 
 
 class NormalizedLayer(Protocol):
@@ -62,15 +61,26 @@ def sum_rows(grad: Tensor, channels: int, positions: Tensor, begins: Tensor) -> 
     return summed
 
 
-def attend(near: Tensor, weight: Tensor, k: int) -> Tensor:
-    """Attentive pooling, see `rows.attend`: near (n * k, d), weight (d, d) -> (n, d)."""
-    pooled: Tensor = _Attend.apply(near, weight, k, torch.is_grad_enabled())
+def attend(table: Tensor, own: Tensor, rows: SortedRows, weight: Tensor) -> Tensor:
+    """Attentive pooling (Eq. 2 and 3) over neighbours whose features are [gathered features, their encoding].
+
+    A score is linear in both halves, so that of the gathered one is worked out once a point instead of once a
+    neighbour: half the arithmetic, and the two halves never stand beside each other in memory.
+
+    Args:
+        table: (n, h) features of the points.
+        own: (n * k, h) encoding of each neighbour.
+        rows: neighbours (n, k).
+        weight: (2 h, 2 h) of the scores.
+
+    Returns:
+        (n, 2 h).
+    """
+    pooled: Tensor = _Attend.apply(table, own, weight, rows, torch.is_grad_enabled())
     return pooled
 
 
-def normalize(
-    x: Tensor, layer: NormalizedLayer, residual: Tensor | None = None, slope: float = 1.0, gathered: Any = None
-) -> Tensor:
+def normalize(x: Tensor, layer: NormalizedLayer, residual: Tensor | None = None, slope: float = 1.0) -> Tensor:
     """LeakyReLU of the batch norm of a layer, of which x (rows, C) is the product without bias, plus `residual`.
 
     A bias before batch statistics cancels; it only moves the running mean, and its gradient is zero. A single row has
@@ -81,35 +91,29 @@ def normalize(
         layer: whose bias and norm to apply.
         residual: (rows, C), added before the LeakyReLU.
         slope: of the LeakyReLU below zero; 1 is none.
-        gathered: (table (n, h), SortedRows): the result then is (rows, h + C), rows of the table before those of x.
     """
-    norm = layer.norm
-    table, rows = (None, None) if gathered is None else gathered
-    out: Tensor = _Normalize.apply(x, residual, table, norm.weight, norm.bias, layer.bias, layer, rows, slope)
+    out: Tensor = _Normalize.apply(x, residual, layer.norm.weight, layer.norm.bias, layer.bias, layer, slope)
     return out
 
 
-def encode(
-    table: Tensor, coords: Tensor, rows: SortedRows, layer: NormalizedLayer, slope: float
-) -> tuple[Tensor, Tensor]:
-    """Neighbour features of a round: gathered features beside the local spatial encoding (Eq. 1) after its layer.
+def encode(coords: Tensor, neighbors: Tensor, layer: NormalizedLayer, slope: float) -> tuple[Tensor, Tensor]:
+    """Local spatial encoding (Eq. 1) after its layer, of 10 to h channels: (n * k, h), twice.
 
     The ten channels of the encoding are linear in seven, z = [distance, p_i - p_k, p_i], so their batch norm follows
     from the moments of z, and neither they nor the layer's product are ever written.
 
     Args:
-        table: (n, h) features of the points.
         coords: (n, 3), metres.
-        rows: neighbours (n, k).
+        neighbors: (n, k) int64.
         layer: of 10 to h channels.
         slope: of its LeakyReLU.
 
     Returns:
-        (n * k, 2 h) features and encoding of each neighbour side by side; (n * k, h) the encoding alone.
+        The same values as two tensors, so that the gradients of two users are added where they are needed.
     """
     norm = layer.norm
-    near, own = _Encode.apply(table, layer.weight, norm.weight, norm.bias, layer.bias, coords, layer, rows, slope)
-    return near, own
+    one, two = _Encode.apply(layer.weight, norm.weight, norm.bias, layer.bias, coords, neighbors, layer, slope)
+    return one, two
 
 
 def pool_max(table: Tensor, neighbors: Tensor) -> Tensor:
@@ -120,13 +124,6 @@ def pool_max(table: Tensor, neighbors: Tensor) -> Tensor:
 
 def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
-
-
-def _side_by_side(rows: Tensor, k: int) -> Any:
-    """(n * k, d) as (n, k / r, r * d), with the fewest r neighbours whose channels fill a vector loop."""
-    d = rows.shape[1]
-    r = next((r for r in range(1, k + 1) if k % r == 0 and r * d >= _WIDE), k)
-    return rows.view(-1, k // r, r * d).numpy()
 
 
 def _affine(layer: NormalizedLayer, moments: tuple[Any, Any] | None, rows: int) -> tuple[Any, Any, Any, Any]:
@@ -159,30 +156,38 @@ def _single(array: Any) -> Any:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, near: Tensor, weight: Tensor, k: int, keep: bool) -> Tensor:
-        near = near.contiguous()
-        n, d = near.shape[0] // k, near.shape[1]
-        attention, out = linear(near, weight), near.new_empty(n, d)
-        arrays: tuple[Any, ...] = _side_by_side(near, k), _side_by_side(attention, k), d, out.numpy(), keep
-        share(lambda a, b: kernels.attend_forward(*arrays, a, b), n, 20 * near.numel())
+    def forward(ctx: Any, table: Tensor, own: Tensor, weight: Tensor, rows: SortedRows, keep: bool) -> Tensor:
+        table, own, h = table.contiguous(), own.contiguous(), table.shape[1]
+        halves = weight[:, :h].contiguous(), weight[:, h:].contiguous()
+        scores, out = linear(own, halves[1]), table.new_empty(len(table), 2 * h)
+        inputs = table.numpy(), own.numpy(), linear(table, halves[0]).numpy(), scores.numpy()
+        arrays: tuple[Any, ...] = *inputs, _array(rows.index), out.numpy(), keep
+        share(lambda a, b: kernels.attend_forward(*arrays, a, b), len(out), 20 * scores.numel())
         if keep:
-            ctx.save_for_backward(near, weight, attention, out)
-            ctx.k = k
+            ctx.save_for_backward(table, own, *halves, scores, out)
+            ctx.rows = rows
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        near, weight, attention, out = ctx.saved_tensors
-        n, work = len(out), 4 * near.numel()
-        scores = torch.empty_like(near)
-        held, pooled = _side_by_side(attention, ctx.k), (out.numpy(), grad.contiguous().numpy())
-        first = _side_by_side(near, ctx.k), held, *pooled, _side_by_side(scores, ctx.k)
-        share(lambda a, b: kernels.attend_scores_gradient(*first, a, b), n, work)
-        result = linear(scores, weight.t().contiguous())
-        second = held, pooled[1], _side_by_side(result, ctx.k)
-        share(lambda a, b: kernels.attend_add_direct(*second, a, b), n, work)
-        return result, weight_gradient(scores, near), None, None
+        table, own, of_table, of_own, attention, out = ctx.saved_tensors
+        n, k, work = len(out), ctx.rows.index.shape[1], 4 * attention.numel()
+        grad_scores = torch.empty_like(attention)
+        held, incoming, changed = attention.numpy(), grad.contiguous().numpy(), grad_scores.numpy()
+        places = _array(ctx.rows.index), out.numpy()
+        arrays: tuple[Any, ...] = table.numpy(), own.numpy(), held, *places, incoming, changed
+        share(lambda a, b: kernels.attend_scores_gradient(*arrays, a, b), n, work)
+        grad_own = linear(grad_scores, of_own.t().contiguous())
+        target = grad_own.numpy()
+        share(lambda a, b: kernels.attend_add_direct(held, incoming, target, k, a, b), n, work)
+        summed, grad_table = torch.empty_like(out), torch.empty_like(table)
+        positions, begins = (_array(t) for t in ctx.rows.lists())
+        lists: tuple[Any, ...] = changed, held, incoming, positions, begins, k, summed.numpy(), grad_table.numpy()
+        share(lambda a, b: kernels.attend_table_gradient(*lists, a, b), n, work)
+        grad_table += linear(summed, of_table.t().contiguous())
+        grad_weight = torch.cat([weight_gradient(summed, table), weight_gradient(grad_scores, own)], dim=1)
+        return grad_table, grad_own, grad_weight, None, None
 
 
 class _Normalize(torch.autograd.Function):
@@ -191,12 +196,10 @@ class _Normalize(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        table: Tensor | None,
         weight: Tensor,
         shift: Tensor,
         bias: Tensor,
         layer: NormalizedLayer,
-        rows: SortedRows | None,
         slope: float,
     ) -> Tensor:
         x = x.contiguous()
@@ -208,25 +211,13 @@ class _Normalize(torch.autograd.Function):
             share(lambda a, b: kernels.norm_moments(source, means, squares, a, b), chunks, 4 * x.numel())
             moments = _join(means, squares, n)
         mean, inverse, scale, offset = _affine(layer, moments, n)
-        at = 0 if table is None else table.shape[1]
-        out = x.new_empty(n, at + channels)
+        out = torch.empty_like(x)
         added = source if residual is None else residual.contiguous().numpy()
-        named = source, np.empty(0, np.int64)
-        if table is not None and rows is not None:
-            named = _array(table), _array(rows.index).reshape(-1)
-        arrays: tuple[Any, ...] = (
-            source,
-            added,
-            residual is None,
-            _single(scale),
-            _single(offset),
-            np.float32(slope),
-            *named,
-        )
-        target = out.numpy()
-        share(lambda a, b: kernels.norm_apply(*arrays, target, at, a, b), chunks, 4 * out.numel())
+        factors = _single(scale), _single(offset), np.float32(slope)
+        arrays: tuple[Any, ...] = source, added, residual is None, *factors, out.numpy()
+        share(lambda a, b: kernels.norm_apply(*arrays, a, b), chunks, 4 * x.numel())
         ctx.save_for_backward(x, out if slope != 1 else x)
-        ctx.affine, ctx.slope, ctx.at, ctx.rows = (mean, inverse, scale, batch_statistics), slope, at, rows
+        ctx.affine, ctx.slope = (mean, inverse, scale, batch_statistics), slope
         return out
 
     @staticmethod
@@ -234,10 +225,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, out = ctx.saved_tensors
         mean, inverse, scale, batch_statistics = ctx.affine
-        grad, slope, at = grad.contiguous(), np.float32(ctx.slope), ctx.at
+        grad, slope = grad.contiguous(), np.float32(ctx.slope)
         n, channels = x.shape
         chunks, work = -(-n // kernels.CHUNK), 4 * x.numel()
-        arrays: tuple[Any, ...] = x.numpy(), out.numpy(), grad.numpy(), at
+        arrays: tuple[Any, ...] = x.numpy(), out.numpy(), grad.numpy()
         sums, centre = np.empty((2, chunks, channels), np.float32), _single(mean)
         share(lambda a, b: kernels.norm_gradient(*arrays, centre, slope, sums, a, b), chunks, work)
         total, projected = sums.sum(axis=1, dtype=np.float64)
@@ -252,10 +243,9 @@ class _Normalize(torch.autograd.Function):
         targets = grad_x.numpy(), masked.numpy()
         share(lambda a, b: kernels.norm_input_gradient(*arrays, coefficients, slope, *targets, a, b), chunks, work)
         grad_residual = (masked if kept else grad) if ctx.needs_input_grad[1] else None
-        grad_table = sum_rows(grad, at, *ctx.rows.lists()) if ctx.needs_input_grad[2] else None
         grad_bias = np.zeros_like(total) if batch_statistics else scale * total
         parameters = (torch.from_numpy(_single(g)) for g in (projected * inverse, total, grad_bias))
-        return grad_x, grad_residual, grad_table, *parameters, None, None, None
+        return grad_x, grad_residual, *parameters, None, None
 
 
 def _join(means: Any, squares: Any, n: int) -> tuple[Any, Any]:
@@ -281,18 +271,17 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        table: Tensor,
         weight: Tensor,
         scale: Tensor,
         shift: Tensor,
         bias: Tensor,
         coords: Tensor,
+        neighbors: Tensor,
         layer: NormalizedLayer,
-        rows: SortedRows,
         slope: float,
     ) -> tuple[Tensor, Tensor]:
-        (n, k), h = rows.index.shape, table.shape[1]
-        places = _array(coords), _array(rows.index)
+        (n, k), h = neighbors.shape, weight.shape[0]
+        places = _array(coords), _array(neighbors)
         weight_z = _array(weight).astype(np.float64) @ _CHANNELS_OF_Z
         moments, centre, spread = None, np.zeros(7), np.zeros((7, 7))
         batch_statistics = layer.norm.training and n * k > 1
@@ -305,38 +294,25 @@ class _Encode(torch.autograd.Function):
             spread = joined[:7] - np.outer(centre, centre)
             moments = weight_z @ centre, np.maximum(((weight_z @ spread) * weight_z).sum(axis=1), 0)
         mean, inverse, factor, offset = _affine(layer, moments, n * k)
-        near, own = table.new_empty(n * k, 2 * h), table.new_empty(n * k, h)
-        arrays: tuple[Any, ...] = (
-            _array(table),
-            *places,
-            _single((factor[:, None] * weight_z).T),
-            _single(offset),
-            np.float32(slope),
-        )
-        targets = near.numpy(), own.numpy()
-        share(lambda a, b: kernels.encode_forward(*arrays, *targets, a, b), n, 12 * near.numel())
+        own = weight.new_empty(n * k, h)
+        factors = _single((factor[:, None] * weight_z).T), _single(offset), np.float32(slope)
+        arrays: tuple[Any, ...] = *places, *factors, own.numpy()
+        share(lambda a, b: kernels.encode_forward(*arrays, a, b), n, 12 * own.numel())
         ctx.save_for_backward(own)
-        ctx.places, ctx.rows, ctx.slope = places, rows, slope
+        ctx.places, ctx.slope = places, slope
         ctx.layer = weight_z, mean, inverse, factor, centre, spread, batch_statistics
-        ctx.set_materialize_grads(True)
-        return near, own
+        return own, own.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_near: Tensor, grad_own: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, one: Tensor, two: Tensor) -> tuple[Tensor | None, ...]:
         (own,) = ctx.saved_tensors
         weight_z, mean, inverse, factor, centre, spread, batch_statistics = ctx.layer
-        n, h = len(ctx.rows.index), own.shape[1]
-        grad_near, chunks = grad_near.contiguous(), -(-n // kernels.POINTS)
+        n, h = len(ctx.places[1]), own.shape[1]
+        chunks = -(-n // kernels.POINTS)
         sums = np.empty((chunks, 8, h), np.float32)
-        arrays: tuple[Any, ...] = (
-            grad_near.numpy(),
-            grad_own.contiguous().numpy(),
-            own.numpy(),
-            *ctx.places,
-            np.float32(ctx.slope),
-            sums,
-        )
+        gradients = one.contiguous().numpy(), two.contiguous().numpy()
+        arrays: tuple[Any, ...] = *gradients, own.numpy(), *ctx.places, np.float32(ctx.slope), sums
         share(lambda a, b: kernels.encode_gradient(*arrays, a, b), chunks, 20 * own.numel())
         joined = sums.sum(axis=0, dtype=np.float64)
         with_z, total = joined[:7].T, joined[7]
@@ -344,13 +320,11 @@ class _Encode(torch.autograd.Function):
         # the gradient before the norm is linear in g, so its products with z follow from those of g
         grad_z = with_z
         if batch_statistics:
-            normalized_with_z = inverse[:, None] * (weight_z @ spread)
-            grad_z = with_z - np.outer(total, centre) - projected[:, None] * normalized_with_z
+            grad_z = with_z - np.outer(total, centre) - projected[:, None] * inverse[:, None] * (weight_z @ spread)
         grad_weight = (factor[:, None] * grad_z) @ _CHANNELS_OF_Z.T
         grad_bias = np.zeros_like(total) if batch_statistics else factor * total
-        grad_table = sum_rows(grad_near, h, *ctx.rows.lists()) if ctx.needs_input_grad[0] else None
         parameters = (torch.from_numpy(_single(g)) for g in (grad_weight, projected, total, grad_bias))
-        return grad_table, *parameters, None, None, None, None
+        return *parameters, None, None, None, None
 
 
 class _PoolMax(torch.autograd.Function):

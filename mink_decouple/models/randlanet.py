@@ -122,12 +122,9 @@ class DilatedResidualBlock(nn.Module):
         return F.leaky_relu(self.mlp2(y) + self.shortcut(x), SLOPE, inplace=True)
 
     def _fused(self, x: Tensor, coords: Tensor, gather: Gather) -> Tensor:
-        k = gather.index.shape[1]
-        near, f_xyz = fused.encode(self.mlp1(x), coords, gather, self.locse1, SLOPE)
-        y = self.pool1(near, k)
-        f_xyz = linear(f_xyz, self.locse2.weight)
-        near = fused.normalize(f_xyz, self.locse2, slope=SLOPE, gathered=(y, gather))
-        y = self.pool2(near, k)
+        f_xyz, same = fused.encode(coords, gather.index, self.locse1, SLOPE)
+        y = self.pool1.mlp(fused.attend(self.mlp1(x), f_xyz, gather, self.pool1.score))
+        y = self.pool2.mlp(fused.attend(y, self.locse2(same), gather, self.pool2.score))
         return fused.normalize(linear(y, self.mlp2.weight), self.mlp2, residual=self.shortcut(x), slope=SLOPE)
 
 

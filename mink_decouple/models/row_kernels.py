@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from mink_decouple.models import row_vectors as vectors
 
@@ -24,107 +21,80 @@ POINTS = 32
 """Points of which the sums of a local encoding are kept."""
 
 
-@intrinsic
-def _float_of_bits(typingctx, bits=None):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
+@numba.njit(cache=True, nogil=True)
+def attend_forward(table, own, table_scores, scores, neighbors, out, keep, first, last):
+    """`out` (n, 2 h) = sum over neighbours of softmax(scores) * values; with `keep` the scores become the attention.
 
-    return types.float32(types.int32), codegen
-
-
-@numba.njit(inline="always")
-def _exp(x):
-    """e**x of a float32 x <= 0 to 2 units in the last place; written out so that loops over it become vector code."""
-    x = max(x, np.float32(-87.0))
-    whole = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def attend_forward(near, scores, d, out, keep, first, last):
-    """`out` (n, d) = sum over neighbours of softmax(scores) * near; with `keep` the scores become the attention.
-
-    near, scores: (n, k / r, r * d): r neighbours side by side, since vector code needs loops of 32 or more.
+    The values of a neighbour are [its row of `table` (n, h), its row of `own` (n * k, h)], and its scores the sum of
+    its rows of `table_scores` (n, 2 h) and `scores` (n * k, 2 h).
     """
-    parts, wide = near.shape[1], near.shape[2]
-    top, total, sums = np.empty(wide, np.float32), np.empty(wide, np.float32), np.empty(wide, np.float32)
+    k, h = neighbors.shape[1], np.int64(table.shape[1])
+    d, row, none = 2 * h, 4 * h, (np.float32(0),)
+    top, total, sums = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
+    t, n, s = vectors.address(top), vectors.address(total), vectors.address(sums)
+    gathered, alone = vectors.address(table), vectors.address(own)
+    added, held, to = vectors.address(table_scores), vectors.address(scores), vectors.address(out)
     for i in range(first, last):
-        s0 = scores[i, 0]
-        for c in range(wide):
-            top[c] = s0[c]
-            total[c] = sums[c] = np.float32(0)
-        for j in range(1, parts):
-            s = scores[i, j]
-            for c in range(wide):
-                top[c] = max(top[c], s[c])
-        for q in range(d, wide, d):
-            for c in range(d):
-                top[c] = max(top[c], top[q + c])
-        for q in range(d, wide, d):
-            for c in range(d):
-                top[q + c] = top[c]
-        for j in range(parts):
-            s, x = scores[i, j], near[i, j]
-            for c in range(wide):
-                e = _exp(s[c] - top[c])
-                s[c] = e
-                total[c] += e
-                sums[c] += e * x[c]
-        for q in range(d, wide, d):
-            for c in range(d):
-                total[c] += total[q + c]
-                sums[c] += sums[q + c]
-        for c in range(d):
-            total[c] = np.float32(1) / total[c]
-            out[i, c] = sums[c] * total[c]
+        top[:] = -np.inf
+        total[:] = np.float32(0)
+        sums[:] = np.float32(0)
+        for j in range(k):
+            place = held + (i * k + j) * 2 * row
+            vectors.add_top((place, added + neighbors[i, j] * 2 * row, t), none, d)
+        for j in range(k):
+            place = held + (i * k + j) * 2 * row
+            vectors.weigh((place, t, gathered + neighbors[i, j] * row, n, s), none, h)
+            vectors.weigh((place + row, t + row, alone + (i * k + j) * row, n + row, s + row), none, h)
+        vectors.divide((s, n, to + i * 2 * row), none, d)
         if keep:
-            for q in range(d, wide, d):
-                for c in range(d):
-                    total[q + c] = total[c]
-            for j in range(parts):
-                s = scores[i, j]
-                for c in range(wide):
-                    s[c] *= total[c]
+            for j in range(k):
+                place = held + (i * k + j) * 2 * row
+                vectors.divide((place, n, place), none, d)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def attend_scores_gradient(near, attention, out, grad, result, first, last):
-    """`result` = attention * grad * (near - out), the softmax Jacobian contracted by hand; (n, k / r, r * d)."""
-    parts, wide = near.shape[1], near.shape[2]
-    d = out.shape[1]
-    g, o = np.empty(wide, np.float32), np.empty(wide, np.float32)
+@numba.njit(cache=True, nogil=True)
+def attend_scores_gradient(table, own, attention, neighbors, out, grad, result, first, last):
+    """`result` (n * k, 2 h) = attention * grad * (values - out), the softmax Jacobian contracted by hand."""
+    k, h = neighbors.shape[1], np.int64(table.shape[1])
+    row, none = 4 * h, (np.float32(0),)
+    gathered, alone, held = vectors.address(table), vectors.address(own), vectors.address(attention)
+    o, g, to = vectors.address(out), vectors.address(grad), vectors.address(result)
     for i in range(first, last):
-        for q in range(0, wide, d):
-            for c in range(d):
-                g[q + c], o[q + c] = grad[i, c], out[i, c]
-        for j in range(parts):
-            x, a, r = near[i, j], attention[i, j], result[i, j]
-            for c in range(wide):
-                r[c] = a[c] * g[c] * (x[c] - o[c])
+        point = i * 2 * row
+        for j in range(k):
+            r = i * k + j
+            at = r * 2 * row
+            places = (held + at, g + point, gathered + neighbors[i, j] * row, o + point, to + at)
+            vectors.score_gradient(places, none, h)
+            at, after = at + row, point + row
+            vectors.score_gradient((held + at, g + after, alone + r * row, o + after, to + at), none, h)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def attend_add_direct(attention, grad, result, first, last):
-    """`result` += attention * grad; (n, k / r, r * d)."""
-    parts, wide = attention.shape[1], attention.shape[2]
-    d = grad.shape[1]
-    g = np.empty(wide, np.float32)
+@numba.njit(cache=True, nogil=True)
+def attend_add_direct(attention, grad, result, k, first, last):
+    """`result` (n * k, h) += attention * grad over the second half of their 2 h channels."""
+    h = np.int64(result.shape[1])
+    row, held, g, to = 4 * h, vectors.address(attention), vectors.address(grad), vectors.address(result)
     for i in range(first, last):
-        for q in range(0, wide, d):
-            for c in range(d):
-                g[q + c] = grad[i, c]
-        for j in range(parts):
-            a, r = attention[i, j], result[i, j]
-            for c in range(wide):
-                r[c] += a[c] * g[c]
+        for r in range(i * k, (i + 1) * k):
+            places = (held + r * 2 * row + row, g + i * 2 * row + row, to + r * row)
+            vectors.add_product(places, (np.float32(0),), h)
+
+
+@numba.njit(cache=True, nogil=True)
+def attend_table_gradient(scores, attention, grad, positions, begins, k, sums, direct, first, last):
+    """Sums of `scores` (2 h) and of attention * grad (h) over the positions that name each row of the table."""
+    h = np.int64(direct.shape[1])
+    row, none = 4 * h, (np.float32(0),)
+    held, g, s = vectors.address(attention), vectors.address(grad), vectors.address(scores)
+    to, beside = vectors.address(sums), vectors.address(direct)
+    for i in range(first, last):
+        sums[i] = np.float32(0)
+        direct[i] = np.float32(0)
+        for at in range(begins[i], begins[i + 1]):
+            r = positions[at]
+            vectors.add((s + r * 2 * row, to + i * 2 * row), none, 2 * h)
+            vectors.add_product((held + r * 2 * row, g + r // k * 2 * row, beside + i * row), none, h)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -158,21 +128,11 @@ def encode_moments(coords, neighbors, sums, first, last):
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, first, last):
-    """Neighbour rows [table, encoding] of each point into `near` (n * k, 2 h), the encoding into `own` (n * k, h) too.
-
-    weight: (7, h) of z, see `encode_moments`; shift: (h,).
-    """
-    k, h = neighbors.shape[1], np.int64(table.shape[1])
+def encode_forward(coords, neighbors, weight, shift, slope, own, first, last):
+    """LeakyReLU(z @ weight + shift) of each neighbour into `own` (n * k, h); weight (7, h), see `encode_moments`."""
+    k, h = neighbors.shape[1], np.int64(own.shape[1])
     base = np.empty(h, np.float32)
-    row, w, to, plain, source = (
-        4 * h,
-        vectors.address(weight),
-        vectors.address(near),
-        vectors.address(own),
-        vectors.address(table),
-    )
-    start = vectors.address(base)
+    row, w, start, to = 4 * h, vectors.address(weight), vectors.address(base), vectors.address(own)
     for i in range(first, last):
         x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]
         for c in range(h):
@@ -181,20 +141,20 @@ def encode_forward(table, coords, neighbors, weight, shift, slope, near, own, fi
             other = neighbors[i, j]
             dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
             distance = np.sqrt(dx * dx + dy * dy + dz * dz)
-            r = np.int64(i * k + j)
-            vectors.copy((source + other * row, to + r * 2 * row), (slope,), h)
-            targets = (to + r * 2 * row + row, plain + r * row)
-            places = (start, w, w + row, w + 2 * row, w + 3 * row, *targets)
+            places = (start, w, w + row, w + 2 * row, w + 3 * row, to + (i * k + j) * row)
             vectors.encode(places, (distance, dx, dy, dz, slope), h)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def encode_gradient(grad_near, grad_own, own, coords, neighbors, slope, sums, first, last):
-    """Sums over neighbours of g and g * z per chunk, (chunks, 8, h), g being the gradient before the LeakyReLU."""
+def encode_gradient(grad_one, grad_two, own, coords, neighbors, slope, sums, first, last):
+    """Sums over neighbours of g and g * z per chunk, (chunks, 8, h).
+
+    g is the sum of the two gradients (n * k, h) before the LeakyReLU that gave `own`.
+    """
     n, k = neighbors.shape
     h = np.int64(own.shape[1])
     row, point, total = 4 * h, np.empty(h, np.float32), np.empty((8, h), np.float32)
-    near, alone, held = vectors.address(grad_near), vectors.address(grad_own), vectors.address(own)
+    one, two, held = vectors.address(grad_one), vectors.address(grad_two), vectors.address(own)
     t, p = vectors.address(total), vectors.address(point)
     for chunk in range(first, last):
         total[:] = np.float32(0)
@@ -205,17 +165,8 @@ def encode_gradient(grad_near, grad_own, own, coords, neighbors, slope, sums, fi
                 other = neighbors[i, j]
                 dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
                 distance = np.sqrt(dx * dx + dy * dy + dz * dz)
-                r = np.int64(i * k + j)
-                places = (
-                    near + r * 2 * row + row,
-                    alone + r * row,
-                    held + r * row,
-                    t,
-                    t + row,
-                    t + 2 * row,
-                    t + 3 * row,
-                    p,
-                )
+                at = np.int64(i * k + j) * row
+                places = (one + at, two + at, held + at, t, t + row, t + 2 * row, t + 3 * row, p)
                 vectors.encode_sums(places, (distance, dx, dy, dz, slope), h)
             vectors.fold((p, t + 4 * row, t + 5 * row, t + 6 * row, t + 7 * row), (x, y, z), h)
         sums[chunk] = total
@@ -240,29 +191,24 @@ def norm_moments(x, means, squares, first, last):
 
 
 @numba.njit(cache=True, nogil=True)
-def norm_apply(x, residual, plain, scale, shift, slope, table, index, out, at, first, last):
-    """`out[:, at:]` = LeakyReLU(x * scale + shift + residual); `out[:, :at]` = table[index]."""
-    n, channels, before = len(x), np.int64(x.shape[1]), np.int64(at)
-    row, wide = 4 * channels, 4 * (channels + before)
-    source, target, added = vectors.address(x), vectors.address(out) + 4 * before, vectors.address(residual)
+def norm_apply(x, residual, plain, scale, shift, slope, out, first, last):
+    """`out` = LeakyReLU(x * scale + shift + residual)."""
+    n, channels = len(x), np.int64(x.shape[1])
+    row, source, target, added = 4 * channels, vectors.address(x), vectors.address(out), vectors.address(residual)
     factors = vectors.address(scale), vectors.address(shift)
-    held = vectors.address(table)
     for i in range(first * CHUNK, min(n, last * CHUNK)):
-        if before > 0:
-            vectors.copy((held + index[i] * 4 * before, target + i * wide - 4 * before), (slope,), before)
         if plain:
-            vectors.affine_leaky((source + i * row, *factors, target + i * wide), (slope,), channels)
+            vectors.affine_leaky((source + i * row, *factors, target + i * row), (slope,), channels)
         else:
-            places = (source + i * row, *factors, target + i * wide, added + i * row)
+            places = (source + i * row, *factors, target + i * row, added + i * row)
             vectors.affine_add_leaky(places, (slope,), channels)
 
 
 @numba.njit(cache=True, nogil=True)
-def norm_gradient(x, out, grad, at, mean, slope, sums, first, last):
+def norm_gradient(x, out, grad, mean, slope, sums, first, last):
     """Sums of g and g * (x - mean) per chunk, (2, chunks, C), g being the gradient before the LeakyReLU."""
     n, channels = len(x), np.int64(x.shape[1])
-    row, wide = 4 * channels, 4 * (channels + at)
-    source, target, incoming = vectors.address(x), vectors.address(out) + 4 * at, vectors.address(grad) + 4 * at
+    row, source, target, incoming = 4 * channels, vectors.address(x), vectors.address(out), vectors.address(grad)
     total, centre = vectors.address(sums), vectors.address(mean)
     second = total + sums.shape[1] * row
     for chunk in range(first, last):
@@ -270,20 +216,20 @@ def norm_gradient(x, out, grad, at, mean, slope, sums, first, last):
         sums[1, chunk] = np.float32(0)
         results = total + chunk * row, second + chunk * row
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            places = (source + i * row, target + i * wide, incoming + i * wide, centre, *results)
-            vectors.norm_sums(places, (slope,), channels)
+            at = i * row
+            vectors.norm_sums((source + at, target + at, incoming + at, centre, *results), (slope,), channels)
 
 
 @numba.njit(cache=True, nogil=True)
-def norm_input_gradient(x, out, grad, at, coefficients, slope, result, masked, first, last):
+def norm_input_gradient(x, out, grad, coefficients, slope, result, masked, first, last):
     """`masked` = g, the gradient before the LeakyReLU, then `result` = c[0] * g + c[1] * x + c[2]; they may be one."""
     n, channels = len(x), np.int64(x.shape[1])
-    row, wide = 4 * channels, 4 * (channels + at)
-    source, target, incoming = vectors.address(x), vectors.address(out) + 4 * at, vectors.address(grad) + 4 * at
+    row, source, target, incoming = 4 * channels, vectors.address(x), vectors.address(out), vectors.address(grad)
     c, to, kept = vectors.address(coefficients), vectors.address(result), vectors.address(masked)
     for i in range(first * CHUNK, min(n, last * CHUNK)):
-        arrays = source + i * row, target + i * wide, incoming + i * wide
-        vectors.norm_input((*arrays, c, c + row, c + 2 * row, to + i * row, kept + i * row), (slope,), channels)
+        at = i * row
+        places = (source + at, target + at, incoming + at, c, c + row, c + 2 * row, to + at, kept + at)
+        vectors.norm_input(places, (slope,), channels)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -68,6 +68,32 @@ class Emitter:
         """Gradient before a LeakyReLU that gave `out`."""
         return self.choose(out, grad, self.builder.fmul(grad, slope))
 
+    def largest(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger of two values; not a number where either is none."""
+        return self.builder.select(self.builder.fcmp_unordered("<", b, a), a, b)
+
+    def exp(self, x: ir.Value) -> ir.Value:
+        """e**x for x <= 0, to 2 units in the last place (Cephes' expf)."""
+        b = self.builder
+        x = b.select(b.fcmp_ordered("<", x, _constant(-87.0)), _constant(-87.0), x)
+        signature = ir.FunctionType(_VECTOR, [_VECTOR])
+        floor = cgutils.get_or_insert_function(b.module, signature, f"llvm.floor.v{LANES}f32")
+        whole = b.call(floor, [self.fma(x, _constant(1.4426950408889634), _constant(0.5))])
+        r = self.fma(whole, _constant(-0.693359375), x)
+        r = self.fma(whole, _constant(2.12194440e-4), r)
+        p = _constant(1.9875691500e-4)
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = self.fma(p, r, _constant(c))
+        p = b.fadd(self.fma(p, b.fmul(r, r), r), _constant(1.0))
+        words = ir.VectorType(ir.IntType(32), LANES)
+        exponent = b.add(b.fptosi(whole, words), ir.Constant(words, [127] * LANES))
+        return b.fmul(p, b.bitcast(b.shl(exponent, ir.Constant(words, [23] * LANES)), _VECTOR))
+
+
+def _constant(value: float) -> ir.Constant:
+    # LLVM reads a float constant as a double that single precision holds exactly
+    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
+
 
 def _splat(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
     undefined = ir.Constant(_VECTOR, ir.Undefined)
@@ -91,10 +117,6 @@ def _operation(body: Callable[[Emitter], None]) -> Any:
         ), codegen
 
     return operation
-
-
-def _copy(e: Emitter) -> None:
-    e.store(1, e.load(0))
 
 
 def _add(e: Emitter) -> None:
@@ -131,9 +153,7 @@ def _encode(e: Emitter) -> None:
     value = e.load(0)
     for a in range(4):
         value = e.fma(e.numbers[a], e.load(1 + a), value)
-    value = e.leaky(value, e.numbers[4])
-    e.store(5, value)
-    e.store(6, value)
+    e.store(5, e.leaky(value, e.numbers[4]))
 
 
 def _encode_sums(e: Emitter) -> None:
@@ -150,8 +170,32 @@ def _fold(e: Emitter) -> None:
     e.store(4, e.builder.fadd(e.load(4), value))
 
 
-copy = _operation(_copy)
-"""(source, target): copy."""
+def _add_top(e: Emitter) -> None:
+    value = e.builder.fadd(e.load(0), e.load(1))
+    e.store(0, value)
+    e.store(2, e.largest(e.load(2), value))
+
+
+def _weigh(e: Emitter) -> None:
+    weight = e.exp(e.builder.fsub(e.load(0), e.load(1)))
+    e.store(0, weight)
+    e.store(3, e.builder.fadd(e.load(3), weight))
+    e.store(4, e.fma(weight, e.load(2), e.load(4)))
+
+
+def _divide(e: Emitter) -> None:
+    e.store(2, e.builder.fdiv(e.load(0), e.load(1)))
+
+
+def _score_gradient(e: Emitter) -> None:
+    apart = e.builder.fsub(e.load(2), e.load(3))
+    e.store(4, e.builder.fmul(e.builder.fmul(e.load(0), e.load(1)), apart))
+
+
+def _add_product(e: Emitter) -> None:
+    e.store(2, e.fma(e.load(0), e.load(1), e.load(2)))
+
+
 add = _operation(_add)
 """(source, sum): sum += source."""
 add_square = _operation(_add_square)
@@ -165,8 +209,18 @@ norm_sums = _operation(_norm_sums)
 norm_input = _operation(_norm_input)
 """(x, out, grad, c0, c1, c2, result, masked), (slope,): masked = g, then result = c0 * g + c1 * x + c2."""
 encode = _operation(_encode)
-"""(base, w0, w1, w2, w3, out, out), (z0, z1, z2, z3, slope): LeakyReLU(base + z @ w) to two places."""
+"""(base, w0, w1, w2, w3, out), (z0, z1, z2, z3, slope): LeakyReLU(base + z @ w)."""
 encode_sums = _operation(_encode_sums)
 """(grad, grad, out, s0, s1, s2, s3, total), (z0, z1, z2, z3, slope): s += z * g, total += g."""
 fold = _operation(_fold)
 """(total, s0, s1, s2, sum), (x, y, z): s += (x, y, z) * total, sum += total."""
+add_top = _operation(_add_top)
+"""(scores, added, top): scores += added, top = the larger of top and scores."""
+weigh = _operation(_weigh)
+"""(scores, top, values, total, sum): scores = e = exp(scores - top), total += e, sum += e * values."""
+divide = _operation(_divide)
+"""(sum, total, out): out = sum / total."""
+score_gradient = _operation(_score_gradient)
+"""(attention, grad, values, out, result): result = attention * grad * (values - out)."""
+add_product = _operation(_add_product)
+"""(a, b, sum): sum += a * b."""

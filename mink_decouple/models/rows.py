@@ -151,8 +151,6 @@ def attend(near: Tensor, weight: Tensor, k: int) -> Tensor:
     Returns:
         (n, d) sum over neighbours of softmax(scores) * features.
     """
-    if fused.usable(near, weight):
-        return fused.attend(near, weight, k)
     kind = near.device.type
     if torch.is_autocast_enabled(kind):
         # a custom function is not cast by autocast, and its backward must see one dtype

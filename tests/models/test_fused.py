@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from randla_helpers import Batch, Level, draw, scramble
@@ -44,47 +43,60 @@ def test_the_number_of_threads_changes_no_bit_of_the_row_operations():
     batch = draw(3000, 2, k=16, dtype=torch.float32)
     level, layer = batch.pyramid[0], scramble(torch.nn.Sequential(Dense(10, 8)), 0)[0].train()
     table = torch.randn(3000, 8, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
     runs = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         copied = copy.deepcopy(layer)
         leaf, gather = table.clone().requires_grad_(), Gather(level.neighbors, 3000)
-        near, own = fused.encode(leaf, level.coords, gather, copied, 0.2)
-        out = fused.normalize(own, copied, slope=0.2, gathered=(leaf, gather))
-        (near.square().sum() + out.square().sum()).backward()
-        runs.append([near.detach(), out.detach(), leaf.grad, copied.norm.weight.grad, copied.norm.running_var])
+        own, same = fused.encode(level.coords, gather.index, copied, 0.2)
+        out = fused.attend(leaf, fused.normalize(own, copied, slope=0.2), gather, weight)
+        (out.square().sum() + same.square().sum()).backward()
+        runs.append([out.detach(), leaf.grad, copied.norm.weight.grad, copied.weight.grad, copied.norm.running_var])
     torch.set_num_threads(1)
     for others in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
 
 
 def test_moments_of_places_far_from_the_origin_keep_their_precision():
-    generator = torch.Generator().manual_seed(0)
     level, layer = draw(400, 3, k=16, dtype=torch.float32).pyramid[0], Dense(10, 8).train()
     coords = (level.coords + torch.tensor([0.0, 0.0, 800.0])).float()
-    table = torch.randn(400, 8, generator=generator)
-    near, _ = fused.encode(table, coords, Gather(level.neighbors, 400), layer, 1.0)
+    own, _ = fused.encode(coords, level.neighbors, layer, 1.0)
     # normalised rows have mean 0 and deviation 1 whatever the place
-    encoded = near[:, 8:].double()
+    encoded = own.double()
     assert encoded.mean(dim=0).abs().max() < 1e-2
     torch.testing.assert_close(encoded.std(dim=0), torch.ones(8, dtype=torch.float64), rtol=1e-2, atol=1e-2)
 
 
-def test_attention_to_extreme_scores_stays_finite_and_sums_to_one():
-    near = torch.tensor([[1e4, -1e4] * 8, [-1e4, 1e4] * 8, [0.0, 3.0] * 8, [5.0, 0.0] * 8])
-    pooled = attend(near, torch.eye(16), 4)
-    torch.testing.assert_close(pooled, torch.full((1, 16), 1e4))
-    ones = torch.ones(8, 16)
-    torch.testing.assert_close(attend(ones, torch.randn(16, 16), 8), torch.ones(1, 16))
+def attention_inputs(n=40, k=16, h=8, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    table, own = torch.randn(n, h, generator=generator), torch.randn(n * k, h, generator=generator)
+    index = torch.randint(0, n, (n, k), generator=generator)
+    return table, own, Gather(index, n), torch.randn(2 * h, 2 * h, generator=generator)
 
 
-def test_softmax_of_the_attention_is_that_of_torch():
-    generator = torch.Generator().manual_seed(2)
-    near = torch.randn(40 * 16, 16, generator=generator) * 4
-    weight = torch.randn(16, 16, generator=generator)
-    scores = (near.double() @ weight.double().T).view(40, 16, 16)
-    plain = (scores.softmax(dim=1) * near.double().view(40, 16, 16)).sum(dim=1)
-    np.testing.assert_allclose(attend(near, weight, 16), plain, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_attention_and_its_gradients_equal_the_plain_ones_in_double_precision(scale):
+    table, own, gather, weight = attention_inputs()
+    weight *= scale
+    grad = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
+    leaves = [t.clone().requires_grad_() for t in (table, own, weight)]
+    ours = fused.attend(leaves[0], leaves[1], gather, leaves[2])
+    ours.backward(grad)
+    plain = [t.double().requires_grad_() for t in (table, own, weight)]
+    near = torch.cat([plain[0][gather.index.flatten()], plain[1]], dim=1)
+    pooled = attend(near, plain[2], 16)
+    pooled.backward(grad.double())
+    torch.testing.assert_close(ours.double(), pooled, rtol=1e-5, atol=1e-5)
+    for a, b in zip(leaves, plain, strict=True):
+        assert float((a.grad.double() - b.grad).norm()) < 1e-5 * float(b.grad.norm())
+
+
+def test_attention_to_extreme_scores_takes_the_neighbour_with_the_highest():
+    table, own, gather, _ = attention_inputs()
+    pooled = fused.attend(table, own, gather, 1e6 * torch.eye(16))
+    near = torch.cat([table[gather.index.flatten()], own], dim=1).view(40, 16, 16)
+    torch.testing.assert_close(pooled, near.amax(dim=1))
 
 
 def test_widths_and_types_that_the_kernels_do_not_take_are_refused():
