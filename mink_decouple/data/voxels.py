@@ -178,19 +178,35 @@ def voxelise(coords: np.ndarray, size: float, origin: np.ndarray | None = None) 
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         found, first, inverse = found[order], first[order], rank[inverse]
-    index = np.stack([(found >> shift & _MASK) - _HALF for shift in (2 * AXIS_BITS, AXIS_BITS, 0)], axis=1)
-    return Voxels(index.astype(np.int32), inverse, first)
+    return Voxels(_unpack(found), inverse, first)
 
 
 @njit(cache=True, nogil=True)
+def _unpack(keys: np.ndarray) -> np.ndarray:
+    index = np.empty((len(keys), 3), np.int32)
+    for i in range(len(keys)):
+        for axis in range(3):
+            index[i, axis] = (keys[i] >> (2 - axis) * AXIS_BITS & _MASK) - _HALF
+    return index
+
+
 def _box(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest cell and number of cells (3,) of each axis."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    share_from_main(lambda a, b: parts.append(_bounds(keys[a:b])), len(keys), 10 * len(keys))
+    low, high = np.min([low for low, _ in parts], axis=0), np.max([high for _, high in parts], axis=0)
+    return low, np.maximum(high - low + 1, 0)
+
+
+@njit(cache=True, nogil=True)
+def _bounds(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest cell (3,) of each axis."""
     low, high = np.full(3, _MASK, np.int64), np.zeros(3, np.int64)
     for key in keys:
         for axis in range(3):
             cell = (key >> (2 - axis) * AXIS_BITS) & _MASK
             low[axis], high[axis] = min(low[axis], cell), max(high[axis], cell)
-    return low, np.maximum(high - low + 1, 0)
+    return low, high
 
 
 @intrinsic
@@ -211,11 +227,11 @@ def _unique_in_box(
     The rank of a cell is the number of bits before its own, so that nothing is hashed or sorted.
     """
     words = np.zeros((cells >> 6) + 1, np.uint64)
-    _mark(keys, low, extent, words)
-    before, count = _count_before(words)
-    inverse = np.empty(len(keys), np.int64)
+    seen = _mark(keys, low, extent, words)
+    before = _count_before(words)
+    inverse, first = np.empty(len(keys), np.int64), np.empty(len(seen), np.int64)
     share_from_main(lambda a, b: _rank(keys, low, extent, words, before, inverse, a, b), len(keys), 20 * len(keys))
-    first = _first_of(inverse, count)
+    first[inverse[seen]] = seen
     return keys[first], first, inverse
 
 
@@ -226,20 +242,29 @@ def _place(key: int, low: np.ndarray, extent: np.ndarray) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _mark(keys: np.ndarray, low: np.ndarray, extent: np.ndarray, words: np.ndarray) -> None:
-    for key in keys:
-        place = _place(key, low, extent)
-        words[place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+def _mark(keys: np.ndarray, low: np.ndarray, extent: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Set the bits of the occupied cells; the positions of the first key of each, ascending."""
+    seen = np.empty(len(keys), np.int64)
+    count = 0
+    for i in range(len(keys)):
+        place = _place(keys[i], low, extent)
+        bit = np.uint64(1) << np.uint64(place & 63)
+        word = words[place >> 6]
+        if word & bit == 0:
+            words[place >> 6] = word | bit
+            seen[count] = i
+            count += 1
+    return seen[:count].copy()
 
 
 @njit(cache=True, nogil=True)
-def _count_before(words: np.ndarray) -> tuple[np.ndarray, int]:
+def _count_before(words: np.ndarray) -> np.ndarray:
     before = np.empty(len(words), np.int64)
     count = np.int64(0)
     for word in range(len(words)):
         before[word] = count
         count += np.int64(_ones(words[word]))
-    return before, count
+    return before
 
 
 @njit(cache=True, nogil=True)
@@ -257,11 +282,3 @@ def _rank(
         place = _place(keys[i], low, extent)
         below = (np.uint64(1) << np.uint64(place & 63)) - np.uint64(1)
         inverse[i] = before[place >> 6] + np.int64(_ones(words[place >> 6] & below))
-
-
-@njit(cache=True, nogil=True)
-def _first_of(inverse: np.ndarray, count: int) -> np.ndarray:
-    first = np.empty(count, np.int64)
-    for i in range(len(inverse) - 1, -1, -1):
-        first[inverse[i]] = i
-    return first
