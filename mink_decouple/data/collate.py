@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.data.groups import Groups
 from mink_decouple.data.neighbors import Level, pyramid
-from mink_decouple.data.voxels import group_mean, majority, voxelise
+from mink_decouple.data.voxels import voxelise
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,12 @@ def voxel_view(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndar
     # cubes of one metre after scaling: an edge may differ by axis
     cells = voxelise((coords / edges).astype(np.float32), 1.0)
     n = len(cells.index)
-    labels = majority(target, cells.inverse, n, int(target.max(initial=-1)) + 1, ties="ignore")
+    groups = Groups(cells.inverse, n)
+    labels = groups.majority(target, int(target.max(initial=-1)) + 1, ties="ignore")
     return View(
         name,
-        _tensor(group_mean(coords, cells.inverse, n), np.float32),
-        _tensor(group_mean(feats, cells.inverse, n), np.float32),
+        _tensor(groups.mean(coords), np.float32),
+        _tensor(groups.mean(feats), np.float32),
         _tensor(labels, np.int64),
         _tensor(cells.inverse, np.int64),
         voxels=_tensor(cells.index, np.int32),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.voxels import group_mean, majority, voxelise
+from mink_decouple.data.groups import Groups
+from mink_decouple.data.voxels import voxelise
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,19 @@ def grid_origin(lowest: np.ndarray, size: float) -> np.ndarray | None:
     return np.floor(lowest / size) * size if size > 0 else None
 
 
+@njit(cache=True, nogil=True)
+def _lowest(coords: np.ndarray) -> np.ndarray:
+    """`coords.min(axis=0)`, which NumPy does slowly over rows of three."""
+    lowest = coords[0].copy()
+    for i in range(1, len(coords)):
+        for axis in range(3):
+            value = coords[i, axis]
+            # the second comparison is for NaN, which must reach the lowest to be refused
+            if value < lowest[axis] or value != value:
+                lowest[axis] = value
+    return lowest
+
+
 def subsample(cloud: PointCloud, size: float) -> GridCloud:
     """Grid sub-sampling of RandLA-Net's preparation: barycentre, mean features, majority label.
 
@@ -59,19 +74,20 @@ def subsample(cloud: PointCloud, size: float) -> GridCloud:
         ValueError: ``size`` is not positive or a coordinate is not finite or too far.
     """
     try:
-        lowest = cloud.coords.min(axis=0) if len(cloud) else np.zeros(3, np.float32)
+        lowest = _lowest(cloud.coords) if len(cloud) else np.zeros(3, np.float32)
         voxels = voxelise(cloud.coords, size, origin=grid_origin(lowest, size))
     except ValueError as error:
         raise ValueError(f"{cloud.name}: {error}") from None
     count = len(voxels)
+    groups = Groups(voxels.inverse, count)
     labels = None
     if cloud.labels is not None:
         classes = int(cloud.labels.max(initial=-1)) + 1
-        labels = majority(cloud.labels, voxels.inverse, count, classes)
+        labels = groups.majority(cloud.labels, classes)
     return GridCloud(
         name=cloud.name,
-        coords=group_mean(cloud.coords, voxels.inverse, count),
-        features={key: group_mean(column, voxels.inverse, count) for key, column in cloud.features.items()},
+        coords=groups.mean(cloud.coords),
+        features={key: groups.mean(column) for key, column in cloud.features.items()},
         labels=labels,
         inverse=voxels.inverse,
         size=float(size),

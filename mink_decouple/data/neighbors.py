@@ -1,12 +1,16 @@
-"""Exact nearest neighbours and the down-sampling pyramid of RandLA-Net (Hu et al., CVPR 2020, Sec. 3.2).
+"""Exact nearest neighbours on cells of a size that follows the density, and the down-sampling pyramid of RandLA-Net.
 
-The search is a uniform grid: points are sorted by cell, and a query looks at rings of cells around its own until no
-unseen cell can hold a closer point. All kernels are serial and release the GIL, so loader threads may call them side by
-side.
+(Hu et al., CVPR 2020, Sec. 3.2.) Each query looks at the smallest cell around it that holds a few points and at the
+cells beside it, nearest first; where an unseen cell might hold a closer point it tries again with cells twice as large.
+The kernels release the GIL: loader threads call them side by side, and the main thread shares a call among its threads.
 """
+
+# mypy: allow-untyped-defs
+# numba infers the types of the functions it compiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +19,20 @@ import torch
 from numba import njit
 from torch import Tensor
 
-_WIDEN = 3.0  # factor of the cell edge for queries that found too little nearby
-_PER_CELL = 0.7  # points per cell aimed at, for each neighbour wanted
-_FAR = 2.0**40
-_MAX_CELLS = 2**20  # per axis, so that a packed key fits in 63 bits
+from mink_decouple.data.cells import MAX_BITS, build_table, cell_keys, crowding, gather_bits, slot_of, sort_keys, spread
+from mink_decouple.threads import share_from_main
+
+_PER_CELL = 0.4  # points that a cell must hold, for each neighbour wanted
+_LEAST = 3  # points that a cell must hold in any case
+_FINER = 5  # levels of cells below the one that suits a flat scene of even density
+_FEW = 7  # a smaller share of the queries than this power of a half waits a level for others to share a table with
+_CROWDED = 4.0  # times the points that a cell must hold: more in the smallest cells call for smaller ones
+
+# A cell and those beside it, nearest first.
+_BESIDE = np.array(
+    sorted(((x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)), key=lambda c: sum(map(abs, c))),
+    np.int64,
+)
 
 
 @dataclass(frozen=True)
@@ -50,168 +64,132 @@ class Level:
 
 
 @njit(cache=True, nogil=True)
-def _cell_keys(points: np.ndarray, low: np.ndarray, size: float) -> np.ndarray:
-    """Packed cell number (n,) int64 of each point; points must lie at or above `low`."""
-    keys = np.empty(len(points), np.int64)
-    for i in range(len(points)):
-        x = np.int64(np.floor((points[i, 0] - low[0]) / size))
-        y = np.int64(np.floor((points[i, 1] - low[1]) / size))
-        z = np.int64(np.floor((points[i, 2] - low[2]) / size))
-        keys[i] = (x << 42) | (y << 21) | z
-    return keys
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _slot(key: int, bits: int) -> int:
-    """Fibonacci hash of a cell key."""
-    return np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
-
-
-@njit(cache=True, nogil=True)
-def _build_table(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Open-addressing table cell key -> [start, end) in the sorted points."""
-    n = len(sorted_keys)
-    cells = 1
-    for i in range(1, n):
-        if sorted_keys[i] != sorted_keys[i - 1]:
-            cells += 1
-    bits = 4
-    while (1 << bits) < 2 * cells:
-        bits += 1
-    table = np.full(1 << bits, -1, np.int64)
-    start = np.zeros(1 << bits, np.int64)
-    end = np.zeros(1 << bits, np.int64)
-    mask = (1 << bits) - 1
-    i = 0
-    while i < n:
-        j = i
-        while j < n and sorted_keys[j] == sorted_keys[i]:
-            j += 1
-        slot = _slot(sorted_keys[i], bits)
-        while table[slot] >= 0:
-            slot = (slot + 1) & mask
-        table[slot] = sorted_keys[i]
-        start[slot] = i
-        end[slot] = j
-        i = j
-    return table, start, end, bits
+def _levels(query_keys, keys, least, bits, levels, first, last):
+    """Smallest level at which the cell of each sorted query holds `least` points; at most `bits`."""
+    n = len(keys)
+    wanted = min(least, n)
+    at = np.searchsorted(keys, query_keys[first]) if first < last else 0
+    for q in range(first, last):
+        key = query_keys[q]
+        while at < n and keys[at] < key:
+            at += 1
+        best = np.int64(1) << 62
+        # points that share a cell with the query stand around its place in the order of keys
+        for begin in range(max(at - wanted, 0), min(at + wanted, n - wanted) + 1):
+            best = min(best, max(keys[begin] ^ key, keys[begin + wanted - 1] ^ key))
+        level = 0
+        while best > 0:
+            best >>= 3
+            level += 1
+        levels[q] = min(level, bits)
 
 
 @njit(cache=True, nogil=True)
 def _search(
-    query: np.ndarray,
-    todo: np.ndarray,
-    support: np.ndarray,
-    order: np.ndarray,
-    low: np.ndarray,
-    extent: np.ndarray,
-    size: float,
-    table: np.ndarray,
-    start: np.ndarray,
-    end: np.ndarray,
-    bits: int,
-    rings: int,
-    found: np.ndarray,
-) -> np.ndarray:
-    """Fill `found` (m, k) for the queries `todo`; return the queries that need wider cells.
+    query,
+    query_order,
+    query_keys,
+    active,
+    levels,
+    level,
+    bits,
+    low,
+    size,
+    points,
+    order,
+    table,
+    slots,
+    found,
+    first,
+    last,
+):
+    """Fill `found` (m, k) for the sorted queries `active[first:last]`; raise `levels` of those that need larger cells.
 
-    `support` is in cell order and `order` gives the original row of each of its points; `extent` is the last cell of
-    each axis.
+    `points` (n, 3) are in the order of keys and `order` gives their rows; `table` holds the cells of `level`, of edge
+    `size`; `bits` is the highest level.
     """
     k = found.shape[1]
-    mask = (1 << bits) - 1
-    near = np.empty(k, np.float64)
-    rows = np.empty(k, np.int64)
-    left = np.empty(len(todo), np.int64)
-    n_left = 0
-    for t in range(len(todo)):
-        q = todo[t]
-        px, py, pz = np.float64(query[q, 0]), np.float64(query[q, 1]), np.float64(query[q, 2])
-        # a query beyond any sensible distance must not overflow its cell number
-        fx = min(max((px - low[0]) / size, -_FAR), _FAR)
-        fy = min(max((py - low[1]) / size, -_FAR), _FAR)
-        fz = min(max((pz - low[2]) / size, -_FAR), _FAR)
-        cx, cy, cz = np.int64(np.floor(fx)), np.int64(np.floor(fy)), np.int64(np.floor(fz))
-        # distance from the query to the nearest wall of its own cell, in cells
-        wall = min(min(min(fx - cx, cx + 1 - fx), min(fy - cy, cy + 1 - fy)), min(fz - cz, cz + 1 - fz))
-        away = max(max(max(-cx, cx - extent[0]), max(-cy, cy - extent[1])), max(-cz, cz - extent[2]))
-        first = max(away, 0)
-        if first > rings:
-            # a slab of far cells could be as wide as the whole grid
-            left[n_left] = q
-            n_left += 1
-            continue
-        last = max(
-            max(max(cx, extent[0] - cx), max(cy, extent[1] - cy)),
-            max(cz, extent[2] - cz),
+    mask = (1 << slots) - 1
+    end = (1 << (bits - level)) - 1  # last cell of an axis
+    near, rows = np.empty(k, np.float64), np.empty(k, np.int64)
+    begins, ends, steps = np.empty(27, np.int64), np.empty(27, np.int64), np.empty((27, 3), np.int64)
+    held, cell = 0, np.int64(-1)
+    cx = cy = cz = np.int64(0)
+    for t in range(first, last):
+        q = active[t]
+        row_of_query = query_order[q]
+        if query_keys[q] >> 3 * level != cell:
+            cell = query_keys[q] >> 3 * level
+            cx, cy, cz = gather_bits(cell), gather_bits(cell >> 1), gather_bits(cell >> 2)
+            held = 0
+            for s in range(27):
+                x, y, z = cx + _BESIDE[s, 0], cy + _BESIDE[s, 1], cz + _BESIDE[s, 2]
+                if x < 0 or y < 0 or z < 0 or x > end or y > end or z > end:
+                    continue
+                beside = spread(x) | spread(y) << 1 | spread(z) << 2
+                slot = slot_of(beside, slots)
+                while table[slot, 0] != beside and table[slot, 0] >= 0:
+                    slot = (slot + 1) & mask
+                if table[slot, 0] >= 0:
+                    begins[held], ends[held] = table[slot, 1], table[slot, 2]
+                    steps[held] = _BESIDE[s]
+                    held += 1
+        px, py, pz = (
+            np.float64(query[row_of_query, 0]),
+            np.float64(query[row_of_query, 1]),
+            np.float64(query[row_of_query, 2]),
         )
+        # distance to the lower and the upper wall of the own cell, in metres
+        lx, ly, lz = px - (low[0] + cx * size), py - (low[1] + cy * size), pz - (low[2] + cz * size)
+        ux, uy, uz = size - lx, size - ly, size - lz
         count = 0
-        done = False
-        for ring in range(first, min(last - first, rings) + first + 1):
-            for x in range(max(cx - ring, 0), min(cx + ring, extent[0]) + 1):
-                shell_x = x == cx - ring or x == cx + ring
-                for y in range(max(cy - ring, 0), min(cy + ring, extent[1]) + 1):
-                    shell = shell_x or y == cy - ring or y == cy + ring
-                    if shell or ring == 0:
-                        bottom, top, step = max(cz - ring, 0), min(cz + ring, extent[2]), 1
-                    else:
-                        bottom, top, step = cz - ring, cz + ring, 2 * ring
-                    for z in range(bottom, top + 1, step):
-                        if z < 0 or z > extent[2]:
-                            continue
-                        key = (x << 42) | (y << 21) | z
-                        slot = _slot(key, bits)
-                        while table[slot] != key and table[slot] >= 0:
-                            slot = (slot + 1) & mask
-                        if table[slot] < 0:
-                            continue
-                        for s in range(start[slot], end[slot]):
-                            dx = px - support[s, 0]
-                            dy = py - support[s, 1]
-                            dz = pz - support[s, 2]
-                            d = dx * dx + dy * dy + dz * dz
-                            row = order[s]
-                            if count == k and not (d < near[k - 1] or (d == near[k - 1] and row < rows[k - 1])):
-                                continue
-                            if count < k:
-                                count += 1
-                            j = count - 1
-                            while j > 0 and (d < near[j - 1] or (d == near[j - 1] and row < rows[j - 1])):
-                                near[j] = near[j - 1]
-                                rows[j] = rows[j - 1]
-                                j -= 1
-                            near[j] = d
-                            rows[j] = row
-            reach = (ring + wall) * size
-            # the margin covers rounding of a point's cell; a tie at the border must still be seen
-            if ring >= last or (count == k and near[k - 1] < reach * reach * (1 - 1e-9)):
-                done = True
-                break
-        if done:
+        for s in range(held):
+            if count == k:
+                gx = ux if steps[s, 0] > 0 else (lx if steps[s, 0] < 0 else 0.0)
+                gy = uy if steps[s, 1] > 0 else (ly if steps[s, 1] < 0 else 0.0)
+                gz = uz if steps[s, 2] > 0 else (lz if steps[s, 2] < 0 else 0.0)
+                gx, gy, gz = max(gx, 0.0), max(gy, 0.0), max(gz, 0.0)
+                # the margin covers rounding of a point's cell; a tie at the border must still be seen
+                if (gx * gx + gy * gy + gz * gz) * (1 - 1e-9) > near[k - 1]:
+                    continue
+            for i in range(begins[s], ends[s]):
+                dx, dy, dz = px - points[i, 0], py - points[i, 1], pz - points[i, 2]
+                d = dx * dx + dy * dy + dz * dz
+                if count == k and d > near[k - 1]:
+                    continue
+                row = order[i]
+                if count == k and d == near[k - 1] and row > rows[k - 1]:
+                    continue
+                if count < k:
+                    count += 1
+                j = count - 1
+                while j > 0 and (d < near[j - 1] or (d == near[j - 1] and row < rows[j - 1])):
+                    near[j] = near[j - 1]
+                    rows[j] = rows[j - 1]
+                    j -= 1
+                near[j] = d
+                rows[j] = row
+        # unseen points lie beyond a wall of the block of cells that is not the end of the grid
+        reach = np.inf
+        if cx > 1:
+            reach = min(reach, lx)
+        if cy > 1:
+            reach = min(reach, ly)
+        if cz > 1:
+            reach = min(reach, lz)
+        if cx < end - 1:
+            reach = min(reach, ux)
+        if cy < end - 1:
+            reach = min(reach, uy)
+        if cz < end - 1:
+            reach = min(reach, uz)
+        reach += size
+        if reach == np.inf or (count == k and near[k - 1] < reach * reach * (1 - 1e-9)):
             for j in range(k):
-                found[q, j] = rows[j]
+                found[row_of_query, j] = rows[j]
+            levels[q] = -1
         else:
-            left[n_left] = q
-            n_left += 1
-    return left[:n_left]
-
-
-def _first_cell_size(support: np.ndarray, span: float, per_cell: float) -> float:
-    """Cell edge at which the cell of an average point holds about `per_cell` points."""
-    n = len(support)
-    low = support.min(axis=0).astype(np.float64)
-    finest = span / _MAX_CELLS
-    size = max(span / max(np.sqrt(n / per_cell), 1.0), finest)
-    for _ in range(12):
-        keys = np.sort(_cell_keys(support, low, size))
-        ends = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))
-        counts = np.diff(ends, prepend=-1)
-        # scanned surfaces fill cells with the square of the edge
-        factor = float(np.clip(np.sqrt(per_cell * n / np.square(counts, dtype=np.float64).sum()), 0.1, 2.0))
-        size = max(size * factor, finest)
-        if 0.8 < factor < 1.25 or size == finest:
-            break
-    return size
+            levels[q] = level + 1
 
 
 def knn(query: np.ndarray, support: np.ndarray, k: int) -> np.ndarray:
@@ -253,25 +231,38 @@ def knn(query: np.ndarray, support: np.ndarray, k: int) -> np.ndarray:
 
 
 def _grid_search(query: np.ndarray, support: np.ndarray, low: np.ndarray, span: float, found: np.ndarray) -> None:
-    """Fill `found` (m, k), widening the cells for the queries that sit in thin air."""
+    """Fill `found` (m, k), level by level of cell sizes."""
     wanted = found.shape[1]
-    size = _first_cell_size(support, span, per_cell=max(2.0, _PER_CELL * wanted))
-    todo: np.ndarray | None = None
+    least = max(_LEAST, round(_PER_CELL * wanted))
+    bits = min(MAX_BITS, max(1, math.ceil(math.log2(max(len(support) / least, 1)) / 2) + _FINER))
     while True:
-        keys = _cell_keys(support, low, size)
-        order = np.argsort(keys, kind="stable")
-        extent = np.floor((support.max(axis=0).astype(np.float64) - low) / size).astype(np.int64)
-        if todo is None:
-            # cell order keeps the cells of one query warm for the next
-            todo = order if query is support else np.argsort(_cell_keys(np.maximum(query, low), low, size))
-        table, start, end, bits = _build_table(keys[order])
-        rings = 1 if wanted == 1 else 2
-        if extent.max() <= 1:
-            rings = 2**62
-        todo = _search(query, todo, support[order], order, low, extent, size, table, start, end, bits, rings, found)
-        if len(todo) == 0:
-            return
-        size *= _WIDEN
+        # a little more than the span, so that the furthest point lies inside the last cell
+        size = span * (1 + 1e-6) / 2**bits
+        keys, order = sort_keys(cell_keys(support, low, size, bits), 3 * bits)
+        if bits == MAX_BITS or crowding(keys, 0) <= _CROWDED * least:
+            break
+        bits = min(MAX_BITS, bits + 3)
+    points = support[order]
+    query_keys, query_order = keys, order
+    if query is not support:
+        query_keys, query_order = sort_keys(cell_keys(query, low, size, bits), 3 * bits)
+    levels = np.empty(len(query), np.int8)
+    work = 20 * wanted
+    share_from_main(lambda a, b: _levels(query_keys, keys, least, bits, levels, a, b), len(query), work * len(query))
+    waited = False
+    for level in range(bits + 1):
+        active = np.flatnonzero(levels == level)
+        if len(active) == 0:
+            continue
+        if not waited and len(active) < len(query) >> _FEW and level < bits:
+            levels[active] += 1
+            waited = True
+            continue
+        waited = False
+        table, slots = build_table(keys, 3 * level)
+        queries = query, query_order, query_keys, active, levels, level, bits, low, size * 2**level
+        cells = points, order, table, slots, found
+        share_from_main(lambda a, b: _search(*queries, *cells, a, b), len(active), work * len(active))  # noqa: B023
 
 
 def pyramid(coords: np.ndarray, ratios: Sequence[int], k: int) -> list[Level]:

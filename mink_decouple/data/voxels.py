@@ -1,18 +1,27 @@
-"""Quantise points to a grid of cubes: unique cells, the inverse map, and per-cell majority and mean.
+"""Quantise points to a grid of cubes: unique cells and the inverse map.
 
-The kernels are serial and release the GIL, so they are safe in forked and in threaded loader workers.
+The kernels release the GIL: loader threads call them side by side, and the main thread shares a call among its threads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
+
+from mink_decouple.data.groups import group_mean, majority
+from mink_decouple.threads import share_from_main
+
+__all__ = ["AXIS_BITS", "Voxels", "cell_keys", "group_mean", "majority", "unique_keys", "voxelise"]
 
 AXIS_BITS = 21
 """Bits per axis of a packed cell key: cells -2**20 .. 2**20 - 1 fit (about 41 km each way at 4 cm)."""
 
+_BITMAP_CELLS = 256
+"""Up to this many cells of the bounding box for each point, a bit for each costs less than hashing and sorting."""
 _HALF = 1 << (AXIS_BITS - 1)
 _MASK = (1 << AXIS_BITS) - 1
 
@@ -36,8 +45,8 @@ class Voxels:
 
 
 @njit(cache=True, nogil=True)
-def _pack(coords: np.ndarray, origin: np.ndarray, size: np.floating, keys: np.ndarray) -> int:
-    for i in range(coords.shape[0]):
+def _pack(coords: np.ndarray, origin: np.ndarray, size: np.floating, keys: np.ndarray, first: int, last: int) -> int:
+    for i in range(first, last):
         key = np.int64(0)
         for axis in range(3):
             cell = np.floor((coords[i, axis] - origin[axis]) / size)
@@ -124,8 +133,17 @@ def cell_keys(coords: np.ndarray, size: float, origin: np.ndarray | None = None)
     real = coords.dtype.type
     corner = np.zeros(3, real) if origin is None else np.asarray(origin, real)
     keys = np.empty(len(coords), np.int64)
-    bad = _pack(np.ascontiguousarray(coords), corner, real(size), keys)
-    if bad >= 0:
+    rows = np.ascontiguousarray(coords)
+    refused: list[int] = []
+
+    def pack(first: int, last: int) -> None:
+        at = _pack(rows, corner, real(size), keys, first, last)
+        if at >= 0:
+            refused.append(at)
+
+    share_from_main(pack, len(coords), 20 * len(coords))
+    if refused:
+        bad = min(refused)
         raise ValueError(
             f"point {bad} at {coords[bad].tolist()}: not finite or beyond {_HALF * size:g} m from the grid's origin, "
             f"the reach of {size:g} m cells; subtract an offset, bring millimetres to metres, or use larger cells"
@@ -150,118 +168,117 @@ def voxelise(coords: np.ndarray, size: float, origin: np.ndarray | None = None) 
             the packed key.
     """
     keys = cell_keys(coords, size, origin)
-    found, first, inverse = unique_keys(keys)
-    order = np.argsort(found)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    found = found[order]
-    index = np.stack([(found >> shift & _MASK) - _HALF for shift in (2 * AXIS_BITS, AXIS_BITS, 0)], axis=1)
-    return Voxels(index.astype(np.int32), rank[inverse], first[order])
+    low, extent = _box(keys)
+    cells = int(extent[0]) * int(extent[1]) * int(extent[2])
+    if cells <= _BITMAP_CELLS * len(keys):
+        found, first, inverse = _unique_in_box(keys, low, extent, cells)
+    else:
+        found, first, inverse = unique_keys(keys)
+        order = np.argsort(found)
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        found, first, inverse = found[order], first[order], rank[inverse]
+    return Voxels(_unpack(found), inverse, first)
 
 
 @njit(cache=True, nogil=True)
-def _majority(values: np.ndarray, inverse: np.ndarray, size: int, classes: int, ignore_ties: bool) -> np.ndarray:
-    # Bucket the labelled entries by group: memory stays O(N + size), never size x classes.
-    start = np.zeros(size + 1, np.int64)
-    for i in range(values.shape[0]):
-        if values[i] >= 0:
-            start[inverse[i] + 1] += 1
-    for g in range(size):
-        start[g + 1] += start[g]
-    fill = start[:size].copy()
-    bucket = np.empty(start[size], np.int64)
-    for i in range(values.shape[0]):
-        if values[i] >= 0:
-            bucket[fill[inverse[i]]] = values[i]
-            fill[inverse[i]] += 1
-    counts = np.zeros(classes, np.int64)
-    result = np.full(size, -1, np.int64)
-    for g in range(size):
-        best, tied = np.int64(-1), False
-        for j in range(start[g], start[g + 1]):
-            counts[bucket[j]] += 1
-        for j in range(start[g], start[g + 1]):
-            value = bucket[j]
-            if best < 0 or counts[value] > counts[best]:
-                best, tied = value, False
-            elif value != best and counts[value] == counts[best]:
-                tied = True
-                best = min(best, value)
-        for j in range(start[g], start[g + 1]):
-            counts[bucket[j]] = 0
-        if not (tied and ignore_ties):
-            result[g] = best
-    return result
+def _unpack(keys: np.ndarray) -> np.ndarray:
+    index = np.empty((len(keys), 3), np.int32)
+    for i in range(len(keys)):
+        for axis in range(3):
+            index[i, axis] = (keys[i] >> (2 - axis) * AXIS_BITS & _MASK) - _HALF
+    return index
 
 
-def majority(values: np.ndarray, inverse: np.ndarray, size: int, classes: int, ties: str = "lowest") -> np.ndarray:
-    """The commonest label of every group, counting labelled entries only.
-
-    So a single labelled point decides its voxel however many unlabelled points share it.
-
-    Args:
-        values: (N,) integer class ids; negative means unlabelled.
-        inverse: (N,) integer group of every entry, in 0..size-1.
-        size: number of groups V.
-        classes: number of classes C.
-        ties: ``lowest`` gives the lowest tied id, ``ignore`` gives -1.
-
-    Returns:
-        (V,) int64; -1 where nothing is labelled.
-
-    Raises:
-        ValueError: unknown ``ties``, unequal lengths, a group outside 0..V-1 or a class id outside -1..C-1.
-    """
-    if ties not in ("lowest", "ignore"):
-        raise ValueError(f"ties: {ties!r}; choose 'lowest' or 'ignore'")
-    _check_groups(values, inverse, size)
-    if len(values) and values.max() >= classes:
-        raise ValueError(f"class id {values.max()} is outside 0..{classes - 1}")
-    return _majority(values.astype(np.int64, copy=False), inverse, size, classes, ties == "ignore")
+def _box(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest cell and number of cells (3,) of each axis."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    share_from_main(lambda a, b: parts.append(_bounds(keys[a:b])), len(keys), 10 * len(keys))
+    low, high = np.min([low for low, _ in parts], axis=0), np.max([high for _, high in parts], axis=0)
+    return low, np.maximum(high - low + 1, 0)
 
 
 @njit(cache=True, nogil=True)
-def _group_mean(array: np.ndarray, inverse: np.ndarray, size: int) -> np.ndarray:
-    width = array.shape[1]
-    total = np.zeros((size, width), np.float64)
-    count = np.zeros(size, np.int64)
-    for i in range(array.shape[0]):
-        g = inverse[i]
-        count[g] += 1
-        for k in range(width):
-            total[g, k] += array[i, k]
-    result = np.empty((size, width), np.float32)
-    for g in range(size):
-        for k in range(width):
-            result[g, k] = total[g, k] / max(count[g], 1)
-    return result
+def _bounds(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest cell (3,) of each axis."""
+    low, high = np.full(3, _MASK, np.int64), np.zeros(3, np.int64)
+    for key in keys:
+        for axis in range(3):
+            cell = (key >> (2 - axis) * AXIS_BITS) & _MASK
+            low[axis], high[axis] = min(low[axis], cell), max(high[axis], cell)
+    return low, high
 
 
-def group_mean(array: np.ndarray, inverse: np.ndarray, size: int) -> np.ndarray:
-    """Mean of every group, summed in float64.
+@intrinsic
+def _ones(typingctx: Any, word: Any = None) -> Any:
+    """Number of bits that are set in a uint64."""
 
-    Args:
-        array: (N,) or (N, k) numbers.
-        inverse: (N,) integer group of every row.
-        size: number of groups V.
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
 
-    Returns:
-        (V,) or (V, k) float32; 0 for an empty group.
+    return types.uint64(types.uint64), codegen
 
-    Raises:
-        ValueError: unequal lengths or a group outside 0..V-1.
+
+def _unique_in_box(
+    keys: np.ndarray, low: np.ndarray, extent: np.ndarray, cells: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unique keys in ascending order, first positions and the number of every key, by a bit for every cell of the box.
+
+    The rank of a cell is the number of bits before its own, so that nothing is hashed or sorted.
     """
-    _check_groups(array, inverse, size)
-    rows = np.ascontiguousarray(array if array.ndim == 2 else array[:, None])
-    if rows.dtype == bool or rows.dtype == np.float16:
-        rows = rows.astype(np.float32)  # numba sums neither
-    mean = _group_mean(rows, inverse, size)
-    return mean if array.ndim == 2 else mean[:, 0]
+    words = np.zeros((cells >> 6) + 1, np.uint64)
+    seen = _mark(keys, low, extent, words)
+    before = _count_before(words)
+    inverse, first = np.empty(len(keys), np.int64), np.empty(len(seen), np.int64)
+    share_from_main(lambda a, b: _rank(keys, low, extent, words, before, inverse, a, b), len(keys), 20 * len(keys))
+    first[inverse[seen]] = seen
+    return keys[first], first, inverse
 
 
-def _check_groups(array: np.ndarray, inverse: np.ndarray, size: int) -> None:
-    if len(array) != len(inverse):
-        raise ValueError(f"{len(array)} values but {len(inverse)} entries in the inverse map; lengths must agree")
-    # A kernel without bounds checks would write outside its buffers.
-    if len(inverse) and not (inverse.min() >= 0 and inverse.max() < size):
-        raise ValueError(f"inverse map spans {inverse.min()}..{inverse.max()}; must lie in 0..{size - 1}")
+@njit(cache=True, nogil=True, inline="always")
+def _place(key: int, low: np.ndarray, extent: np.ndarray) -> int:
+    x, y, z = (key >> 2 * AXIS_BITS) - low[0], (key >> AXIS_BITS & _MASK) - low[1], (key & _MASK) - low[2]
+    return (x * extent[1] + y) * extent[2] + z
+
+
+@njit(cache=True, nogil=True)
+def _mark(keys: np.ndarray, low: np.ndarray, extent: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Set the bits of the occupied cells; the positions of the first key of each, ascending."""
+    seen = np.empty(len(keys), np.int64)
+    count = 0
+    for i in range(len(keys)):
+        place = _place(keys[i], low, extent)
+        bit = np.uint64(1) << np.uint64(place & 63)
+        word = words[place >> 6]
+        if word & bit == 0:
+            words[place >> 6] = word | bit
+            seen[count] = i
+            count += 1
+    return seen[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def _count_before(words: np.ndarray) -> np.ndarray:
+    before = np.empty(len(words), np.int64)
+    count = np.int64(0)
+    for word in range(len(words)):
+        before[word] = count
+        count += np.int64(_ones(words[word]))
+    return before
+
+
+@njit(cache=True, nogil=True)
+def _rank(
+    keys: np.ndarray,
+    low: np.ndarray,
+    extent: np.ndarray,
+    words: np.ndarray,
+    before: np.ndarray,
+    inverse: np.ndarray,
+    begin: int,
+    end: int,
+) -> None:
+    for i in range(begin, end):
+        place = _place(keys[i], low, extent)
+        below = (np.uint64(1) << np.uint64(place & 63)) - np.uint64(1)
+        inverse[i] = before[place >> 6] + np.int64(_ones(words[place >> 6] & below))

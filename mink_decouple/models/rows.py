@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+
+from mink_decouple.models import fused
+from mink_decouple.models.products import linear, weight_gradient
 
 SLOPE = 0.2
 BN_EPS = 1e-6
 BN_MOMENTUM = 0.01
-
-# A 1x1 kernel is the same at any dilation, but torch passes one batch on one thread to oneDNN only if it is dilated.
-_DILATION = 2
 
 
 def truncated_normal_(weight: Tensor) -> Tensor:
@@ -30,41 +29,6 @@ def truncated_normal_(weight: Tensor) -> Tensor:
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
         return weight.mul_(1000).round_().div_(1000)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` for x (rows, C_in) and weight (C_out, C_in): (rows, C_out).
-
-    On a CPU, tall thin matrices are posed as a 1x1 convolution, since torch gives those to oneDNN, which is two to four
-    times as fast on them as the BLAS behind a matrix product. No data moves: rows by channels is the channels-last
-    layout of an image.
-    """
-    if not _is_tall(x, weight.shape[0]):
-        return F.linear(x, weight, bias)
-    return _as_rows(F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=_DILATION))
-
-
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad.T @ x` for grad (rows, C_out) and x (rows, C_in): (C_out, C_in)."""
-    if not _is_tall(x, grad.shape[1]):
-        return grad.t() @ x
-    size = (grad.shape[1], x.shape[1], 1, 1)
-    return conv2d_weight(_as_image(x), size, _as_image(grad), dilation=_DILATION).view(size[:2])
-
-
-def _is_tall(x: Tensor, out_channels: int) -> bool:
-    # oneDNN takes 16-bit matrix products anyway
-    single = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return single and x.shape[0] >= 4 * max(x.shape[1], out_channels)
-
-
-def _as_image(x: Tensor) -> Tensor:
-    """(rows, C) as a channels-last image (1, C, rows, 1), without a copy."""
-    return x.view(1, x.shape[0], 1, x.shape[1]).permute(0, 3, 1, 2)
-
-
-def _as_rows(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1).reshape(image.shape[2], image.shape[1])
 
 
 class Dense(nn.Module):
@@ -85,6 +49,8 @@ class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rows (n, C_in) -> (n, C_out)."""
         norm = self.norm
+        if fused.usable(x, self.weight, channels=len(self.weight)):
+            return fused.normalize(linear(x, self.weight), self, slope=SLOPE if self.activation else 1.0)
         if norm.training and x.shape[0] > 1:
             # the zero term keeps the bias in the graph, as distributed training asks of every parameter
             shift = norm.bias + 0.0 * self.bias
@@ -125,6 +91,9 @@ class Gather:
         """Positions in `index` sorted by the row they name (numel,), and where each row's positions begin (n + 1,)."""
         if self._lists is None:
             flat = self.index.reshape(-1)
+            if flat.device.type == "cpu":
+                self._lists = fused.sort_positions(flat, self.n)
+                return self._lists
             ordered, positions = torch.sort(flat, stable=True)
             rows = torch.arange(self.n + 1, device=flat.device)
             self._lists = positions, torch.searchsorted(ordered, rows)
@@ -143,6 +112,8 @@ class _GatherRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         positions, begins = ctx.saved_tensors
+        if fused.usable(grad, channels=grad.shape[1]):
+            return fused.sum_rows(grad.contiguous(), grad.shape[1], positions, begins), None, None, None
         summed = F.embedding_bag(positions, grad.contiguous(), begins, mode="sum", include_last_offset=True)
         return summed, None, None, None
 
@@ -166,7 +137,7 @@ class _Attend(torch.autograd.Function):
         # d out / d score of one neighbour is attention * (near - out): the softmax Jacobian contracted by hand
         direct = attention * grad.unsqueeze(1)
         scores = (near.view(n, k, d) - out.unsqueeze(1)).mul_(direct).view(-1, d)
-        return direct.view(-1, d).add_(linear(scores, weight.t())), _weight_gradient(scores, near), None
+        return direct.view(-1, d).add_(linear(scores, weight.t())), weight_gradient(scores, near), None
 
 
 def attend(near: Tensor, weight: Tensor, k: int) -> Tensor:
@@ -209,5 +180,7 @@ class _PoolMax(torch.autograd.Function):
 
 def pool_max(table: Tensor, neighbors: Tensor) -> Tensor:
     """Channel-wise maximum of the rows of `table` (n, C) named by `neighbors` (m, k): (m, C)."""
+    if fused.usable(table):
+        return fused.pool_max(table, neighbors)
     pooled: Tensor = _PoolMax.apply(table, neighbors)
     return pooled

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -152,3 +153,23 @@ def test_pyramid_refuses_an_empty_crop_and_a_ratio_of_zero():
         pyramid(np.zeros((0, 3), np.float32), (4,), 16)
     with pytest.raises(ValueError, match="ratios are"):
         pyramid(np.zeros((3, 3), np.float32), (4, 0), 16)
+
+
+def test_a_crowd_and_scattered_points_find_each_other():
+    rng = np.random.default_rng(11)
+    crowd, scattered = rng.normal(0, 0.01, (1500, 3)), rng.uniform(-50, 50, (500, 3))
+    points = np.concatenate([crowd, scattered]).astype(np.float32)
+    np.testing.assert_array_equal(distances(points, points, knn(points, points, 16)), brute(points, points, 16))
+    np.testing.assert_array_equal(
+        distances(points, points[1400:], knn(points, points[1400:], 1)), brute(points, points[1400:], 1)
+    )
+
+
+def test_threads_of_the_main_thread_change_no_row():
+    points = np.random.default_rng(12).uniform(0, 3, (6000, 3)).astype(np.float32)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        found.append(knn(points, points, 16))
+    torch.set_num_threads(threads)
+    np.testing.assert_array_equal(*found)
