@@ -34,7 +34,7 @@ from mink_decouple.sparse.cpu_tiles import (
 )
 from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.sparse.rows import array, floats, group, repeated, store
-from mink_decouple.sparse.threads import share
+from mink_decouple.threads import share
 
 _DEPTH = 128
 """Multiplicands of a row worked on at a time: that many rows of a strip of weights fit in the first-level cache."""

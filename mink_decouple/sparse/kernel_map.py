@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mink_decouple.sparse.threads import share
+from mink_decouple.threads import share
 
 AXIS_BITS = 18
 BATCH_LIMIT = 2 ** (63 - 3 * AXIS_BITS)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mink_decouple.sparse.rows import array, floats, group, repeated, store
-from mink_decouple.sparse.threads import share
+from mink_decouple.threads import share
 
 _CHUNK = 512
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from voxel_sets import random_voxels, surface_voxels
 
-from mink_decouple.sparse import cpu_kernel, threads
+from mink_decouple import threads
+from mink_decouple.sparse import cpu_kernel
 from mink_decouple.sparse.functional import (
     convolution,
     convolve_affine,

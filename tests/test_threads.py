@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mink_decouple.sparse.threads import MIN_PARALLEL_OPERATIONS, share
+from mink_decouple.threads import MIN_PARALLEL_OPERATIONS, share
 
 
 def count(length: int) -> np.ndarray:
