@@ -153,14 +153,18 @@ def encode_gradient(grad_one, grad_two, own, coords, neighbors, slope, sums, fir
     """
     n, k = neighbors.shape
     h = np.int64(own.shape[1])
-    row, point, total = 4 * h, np.empty(h, np.float32), np.empty((8, h), np.float32)
+    row, point = 4 * h, np.empty(h, np.float32)
     one, two, held = vectors.address(grad_one), vectors.address(grad_two), vectors.address(own)
-    t, p = vectors.address(total), vectors.address(point)
+    p = vectors.address(point)
     for chunk in range(first, last):
-        total[:] = np.float32(0)
+        t = vectors.address(sums) + chunk * 8 * row
+        for s in range(8):
+            for c in range(h):
+                sums[chunk, s, c] = np.float32(0)
         for i in range(chunk * POINTS, min(n, (chunk + 1) * POINTS)):
             x, y, z = coords[i, 0], coords[i, 1], coords[i, 2]
-            point[:] = np.float32(0)
+            for c in range(h):
+                point[c] = np.float32(0)
             for j in range(k):
                 other = neighbors[i, j]
                 dx, dy, dz = x - coords[other, 0], y - coords[other, 1], z - coords[other, 2]
@@ -169,7 +173,6 @@ def encode_gradient(grad_one, grad_two, own, coords, neighbors, slope, sums, fir
                 places = (one + at, two + at, held + at, t, t + row, t + 2 * row, t + 3 * row, p)
                 vectors.encode_sums(places, (distance, dx, dy, dz, slope), h)
             vectors.fold((p, t + 4 * row, t + 5 * row, t + 6 * row, t + 7 * row), (x, y, z), h)
-        sums[chunk] = total
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
