@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import llvmlite.binding
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,14 +10,15 @@ from torch.nn.grad import conv2d_weight
 
 # A 1x1 kernel is the same at any dilation, but torch passes one batch on one thread to oneDNN only if it is dilated.
 _DILATION = 2
+_AMD = llvmlite.binding.get_host_cpu_name().startswith("znver")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (rows, C_in) and weight (C_out, C_in): (rows, C_out).
 
-    On a CPU, tall thin matrices are posed as a 1x1 convolution, since torch gives those to oneDNN, which is two to four
-    times as fast on them as the BLAS behind a matrix product. No data moves: rows by channels is the channels-last
-    layout of an image.
+    On an AMD CPU, tall thin matrices are posed as a 1x1 convolution, since torch gives those to oneDNN, which is two to
+    four times as fast there as MKL behind a matrix product. No data moves: rows by channels is the channels-last layout
+    of an image. On others MKL is the faster one.
     """
     if not _is_tall(x, weight.shape[0]):
         return F.linear(x, weight, bias)
@@ -33,7 +35,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def _is_tall(x: Tensor, out_channels: int) -> bool:
     # oneDNN takes 16-bit matrix products anyway
-    single = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    single = _AMD and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return single and x.shape[0] >= 4 * max(x.shape[1], out_channels)
 
 

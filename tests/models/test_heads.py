@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mink_decouple.models.heads import LinearHead, MLPHead, build_head
+from mink_decouple.models.heads import Dropout, LinearHead, MLPHead, build_head
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(13, 4813), (20, 5044), (8, 4648), (19, 5011)])
@@ -31,3 +31,27 @@ def test_dropout_acts_in_training_only():
 def test_an_unknown_head_lists_the_choices():
     with pytest.raises(ValueError, match="head is 'deep'; choose one of linear, mlp"):
         build_head("deep", 3, 2)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(p):
+    layer, x = Dropout(p), torch.ones(4000, 33, requires_grad=True)
+    torch.manual_seed(0)
+    out = layer(x)
+    kept = out != 0
+    # five standard deviations of a binomial share
+    assert abs(kept.double().mean() - (1 - p)) < 5 * (p * (1 - p) / out.numel()) ** 0.5
+    assert torch.equal(out.unique(), torch.tensor([0.0, 1 / (1 - p)]))
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], out.detach())
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), out)
+    assert not torch.equal(layer(x), out)
+    # neighbouring values fall independently of each other
+    pairs = (kept[:, :-1] & kept[:, 1:]).double().mean()
+    assert abs(pairs - (1 - p) ** 2) < 0.01
+
+
+@pytest.mark.parametrize("p", [-0.5, 0.3, 1.0])
+def test_a_share_that_bytes_cannot_draw_is_refused(p):
+    with pytest.raises(ValueError, match="must be a multiple of 1/256"):
+        Dropout(p)
