@@ -44,7 +44,7 @@ def share(work: Callable[[int, int], None], count: int, operations: int) -> None
         work(0, count)
         return
     if _pool is None:
-        _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sparse")
+        _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="share")
     number = min(count, _PIECES_PER_THREAD * threads)
     pieces = iter([(count * i // number, count * (i + 1) // number) for i in range(number)])
 

@@ -12,7 +12,7 @@ import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", minversion="3.2", reason="Triton 3.2 or newer is not installed")
 
 import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402

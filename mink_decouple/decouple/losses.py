@@ -47,7 +47,7 @@ def cross_entropy(
     logits = _full_precision(logits)
     rows = labelled_rows(target)
     if rows is not None:
-        logits, target = logits[rows], target[rows]
+        logits, target = logits.index_select(0, rows), target[rows]
     weight = None if weight is None else weight.to(logits)
     total = F.nll_loss(log_softmax(logits), target, weight, ignore_index=IGNORE, reduction="sum")
     labelled = (target != IGNORE).to(logits.dtype)
@@ -150,7 +150,7 @@ def imbalanced_focal(
     logits = _full_precision(logits)
     rows = labelled_rows(target)
     if rows is not None:
-        logits, target = logits[rows], target[rows]
+        logits, target = logits.index_select(0, rows), target[rows]
         alpha = alpha[rows] if isinstance(alpha, Tensor) else alpha
     gamma = gamma.detach().to(logits)
     labelled = target != IGNORE

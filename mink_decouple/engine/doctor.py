@@ -118,7 +118,7 @@ def _native_speed(device: str) -> tuple[str, str]:
 
     if cpu_kernel.usable(torch.zeros(1)):
         return "ok", "fused float32 kernels"
-    return "slow", "plain torch operations: the fused kernels need a CPU with AVX2 or AVX-512"
+    return "slow", "plain torch operations: the fused kernels need a CPU with AVX2, AVX-512 or NEON"
 
 
 def _compiled_cache() -> Iterator[Finding]:

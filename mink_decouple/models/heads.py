@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mink_decouple.models.rows import Dense, truncated_normal_
 
@@ -22,26 +21,17 @@ class LinearHead(nn.Module):
         return logits
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """`torch.nn.Dropout`; on a CPU from a byte of random bits per value, where torch draws a double, ten times as slow.
 
-    Args:
-        p: share of the values that become 0, a multiple of 1/256.
-
-    Raises:
-        ValueError: `p` is no such multiple in 0..1.
+    A share that is no multiple of 1/256 takes torch's own draw.
     """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not (0 <= p < 1 and (256 * p).is_integer()):
-            raise ValueError(f"dropout: {p}; must be a multiple of 1/256 in 0..1")
-        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; the values kept are divided by 1 - p. The draw depends on torch's generator alone."""
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return F.dropout(x, self.p, self.training)
+        if not self.training or x.device.type != "cpu" or not 0 < self.p < 1 or 256 * self.p % 1:
+            dropped: Tensor = super().forward(x)
+            return dropped
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= int(256 * self.p)
         return x * kept * (1 / (1 - self.p))

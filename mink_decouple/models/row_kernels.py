@@ -278,7 +278,8 @@ def pool_max_forward(table, neighbors, out, winner, first, last):
             row = np.int32(neighbors[i, j])
             source = table[row]
             for c in range(channels):
-                larger = source[c] > best[c]
+                # what is not a number wins, so that a network that has diverged is found out
+                larger = source[c] > best[c] or source[c] != source[c]
                 best[c] = source[c] if larger else best[c]
                 held[c] = row if larger else held[c]
 

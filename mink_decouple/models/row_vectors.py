@@ -69,7 +69,7 @@ class Emitter:
         return self.choose(out, grad, self.builder.fmul(grad, slope))
 
     def largest(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The larger of two values; not a number where either is none."""
+        """The larger of two values; `a` where `b` is not a number."""
         return self.builder.select(self.builder.fcmp_unordered("<", b, a), a, b)
 
     def exp(self, x: ir.Value) -> ir.Value:

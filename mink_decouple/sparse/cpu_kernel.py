@@ -13,7 +13,9 @@ bit and do not depend on the number of threads.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.sparse import cpu_blocks, cpu_tiles, rows
 from mink_decouple.sparse.cpu_blocks import BLOCK_ROWS, blocks_of
 from mink_decouple.sparse.cpu_tiles import (
     DOT_BFLOAT16,
@@ -82,6 +85,8 @@ def gather_matmul_sum(
     """
     volume, depth, columns = weights.shape
     n_out = table.rows.shape[1]
+    if not n_out or not columns:
+        return x.new_empty(n_out, columns)
     blocks = blocks_of(table)
     count, work = len(blocks.splits), 2 * blocks.pairs * depth * columns
     half = x.dtype == torch.bfloat16
@@ -106,7 +111,10 @@ def gather_matmul_sum(
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
     """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) float32."""
-    volume, blocks = table.rows.shape[0], blocks_of(table)
+    volume = table.rows.shape[0]
+    if not x.shape[1] or not y.shape[1]:
+        return torch.zeros(volume, x.shape[1], y.shape[1])
+    blocks = blocks_of(table)
     # The number of partial sums depends on the table alone, never on the threads.
     segments = max(1, min(_SEGMENTS, len(blocks.splits) // _SEGMENT_BLOCKS))
     parts = volume if segments == 1 else min(3, volume)
@@ -299,7 +307,7 @@ def _outer_segments(bfloat16: bool) -> Any:
         segments, volume, depth, full = partial.shape
         blocks = splits.shape[0]
         size = max(16, min(_CHUNK, _CHUNK * 128 // full))
-        room = size if bfloat16 else 0
+        room = size + size % 2 if bfloat16 else 0  # packed in pairs
         left, right = np.empty(room * (depth + -depth % LANES), x.dtype), np.empty(room * full, y.dtype)
         none = np.zeros(STRIP, x.dtype)
         for item in range(first, last):
@@ -334,21 +342,37 @@ _matmul_32, _matmul_16 = _matmul_blocks(False), _matmul_blocks(True)
 _outer_32, _outer_16 = _outer_segments(False), _outer_segments(True)
 
 
-@numba.njit(cache=True, nogil=True)
-def _matmul_float32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
-    _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+def _entries(sources: int) -> tuple[Any, Any, Any, Any]:
+    """The compiled functions, kept on disk.
+
+    numba knows a cached function by its own file and the values around it. ``sources`` is one of those, so that a
+    change of the other files that are compiled into it makes it anew.
+    """
+
+    @numba.njit(cache=True, nogil=True)
+    def matmul_float32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+        if sources >= 0:
+            _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+
+    @numba.njit(cache=True, nogil=True)
+    def matmul_bfloat16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+        if sources >= 0:
+            _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+
+    @numba.njit(cache=True, nogil=True)
+    def outer_float32(x, y, partial, source, target, splits, parts, first, last):
+        if sources >= 0:
+            _outer_32(x, y, partial, source, target, splits, parts, first, last)
+
+    @numba.njit(cache=True, nogil=True)
+    def outer_bfloat16(x, y, partial, source, target, splits, parts, first, last):
+        if sources >= 0:
+            _outer_16(x, y, partial, source, target, splits, parts, first, last)
+
+    return matmul_float32, matmul_bfloat16, outer_float32, outer_bfloat16
 
 
-@numba.njit(cache=True, nogil=True)
-def _matmul_bfloat16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
-    _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
-
-
-@numba.njit(cache=True, nogil=True)
-def _outer_float32(x, y, partial, source, target, splits, parts, first, last):
-    _outer_32(x, y, partial, source, target, splits, parts, first, last)
-
-
-@numba.njit(cache=True, nogil=True)
-def _outer_bfloat16(x, y, partial, source, target, splits, parts, first, last):
-    _outer_16(x, y, partial, source, target, splits, parts, first, last)
+_COMPILED_IN = (cpu_blocks, cpu_tiles, rows)
+_matmul_float32, _matmul_bfloat16, _outer_float32, _outer_bfloat16 = _entries(
+    zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in _COMPILED_IN))
+)

@@ -10,6 +10,7 @@ instruction multiplies by two others and adds to a float32 sum. numba inlines th
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ _FEATURES = (
     else llvmlite.binding.get_host_cpu_features()
 )
 WIDE = bool(_FEATURES.get("avx512f"))
-FUSED = bool(_FEATURES.get("fma") or _FEATURES.get("neon"))
+# every 64-bit ARM has it, also where LLVM names no features
+FUSED = bool(_FEATURES.get("fma") or _FEATURES.get("neon")) or platform.machine() in ("arm64", "aarch64")
 """Whether the processor multiplies and adds in one instruction; without it torch's own operations are as good."""
 LANES = 16 if WIDE else 8
 """Floats per vector register."""

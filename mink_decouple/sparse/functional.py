@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mink_decouple.sparse import cpu_kernel
 from mink_decouple.sparse.kernel_map import KernelMap, NeighborTable
-from mink_decouple.sparse.normalization import folded
+from mink_decouple.sparse.normalization import folded, normalize
 
 
 def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tensor | None = None) -> Tensor:
@@ -44,47 +44,6 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     return out if bias is None else out + bias.to(out.dtype)
 
 
-def convolve_affine(
-    feats: Tensor,
-    kernel: Tensor,
-    kernel_map: KernelMap,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None = None,
-    rectify: bool = False,
-) -> Tensor:
-    """``act(convolution(feats, kernel, kernel_map) * scale + shift + residual)`` without gradients, for inference.
-
-    Args:
-        feats: (n_in, C_in), as for :func:`convolution`.
-        kernel: (V, C_in, C_out).
-        kernel_map: which rows meet.
-        scale: (C_out,) float32 or float64.
-        shift: (C_out,), the same.
-        residual: (n_out, C_out), added last.
-        rectify: whether to end with a ReLU.
-
-    Returns:
-        (n_out, C_out), as :func:`convolution`.
-
-    Raises:
-        ValueError: shapes that do not fit together.
-    """
-    feats, kernel = _checked(feats, kernel, kernel_map)
-    if residual is not None:
-        if residual.shape != (kernel_map.n_out, kernel.shape[2]):
-            raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
-        residual = residual.to(feats.dtype)
-    fused = _fused(feats)
-    if fused is not None:
-        epilogue = fused.Epilogue(scale=scale.float(), shift=shift.float(), residual=residual, rectify=rectify)
-        fused_out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
-        return fused_out
-    out = gather_matmul_sum(feats, kernel, kernel_map.table) * scale.to(feats.dtype) + shift.to(feats.dtype)
-    out = out if residual is None else out + residual
-    return F.relu(out) if rectify else out
-
-
 def convolve_norm(
     feats: Tensor,
     kernel: Tensor,
@@ -95,16 +54,35 @@ def convolve_norm(
 ) -> Tensor:
     """``act(bn(convolution(feats, kernel, kernel_map)) + residual)`` by the running statistics, for inference.
 
-    As :func:`convolve_affine` with the affine map of ``bn``. A GPU's kernels read the statistics themselves, which
-    saves the launches that fold them.
+    Where a fused kernel takes the features, sums are normalised before they leave the cache. No gradients.
+
+    Args:
+        feats: (n_in, C_in), as for :func:`convolution`.
+        kernel: (V, C_in, C_out).
+        kernel_map: which rows meet.
+        bn: normalisation in evaluation mode, with running statistics.
+        residual: (n_out, C_out), added last.
+        rectify: whether to end with a ReLU.
+
+    Returns:
+        (n_out, C_out), as :func:`convolution`.
+
+    Raises:
+        ValueError: shapes that do not fit together.
     """
-    prepared, matrices = _checked(feats, kernel, kernel_map)
-    fused = _fused(prepared)
-    if fused is None or fused is cpu_kernel or bn.weight is None or bn.running_mean is None:
-        return convolve_affine(feats, kernel, kernel_map, *folded(bn), residual, rectify)
-    added = None if residual is None else residual.to(prepared.dtype)
-    epilogue = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, added, rectify)
-    out: Tensor = fused.gather_matmul_sum(prepared, matrices, kernel_map.table, epilogue=epilogue)
+    feats, kernel = _checked(feats, kernel, kernel_map)
+    if residual is not None and residual.shape != (kernel_map.n_out, kernel.shape[2]):
+        raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
+    fused = _fused(feats)
+    if fused is None or bn.weight is None:
+        return normalize(gather_matmul_sum(feats, kernel, kernel_map.table), bn, residual, rectify)
+    added = None if residual is None else residual.to(feats.dtype)
+    if fused is cpu_kernel:
+        scale, shift = folded(bn)
+        epilogue = cpu_kernel.Epilogue(scale.float(), shift.float(), added, rectify)
+    else:  # the GPU's kernels read the statistics themselves, which saves the launches that fold them
+        epilogue = fused.Epilogue(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, added, rectify)
+    out: Tensor = fused.gather_matmul_sum(feats, kernel, kernel_map.table, epilogue=epilogue)
     return out
 
 

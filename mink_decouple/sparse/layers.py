@@ -169,6 +169,7 @@ def conv_norm(
     """
     bn = norm.bn
     inference = not torch.is_grad_enabled() and not bn.training and type(bn) is nn.BatchNorm1d
+    inference = inference and bn.running_mean is not None
     if not inference or conv.kernel_size == 1 or conv.bias is not None:
         return norm(conv(x), residual, rectify)
     kernel, kernel_map, onto = conv.plan(x)

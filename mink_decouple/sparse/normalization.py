@@ -1,8 +1,8 @@
 """Batch normalisation, residual addition and rectification in one step.
 
 These are bound by memory, not arithmetic: fused, features are read once for the statistics and once for the result
-instead of five times, and bfloat16 ones are half as long. Sums and results are made in float32. The kernels here are
-those of a CPU; ``triton_normalization`` has those of a GPU; other cases take torch's own operations.
+instead of five times. Sums and results are made in float32. The kernels here are those of a CPU;
+``triton_normalization`` has those of a GPU; other cases take torch's own operations.
 """
 
 # mypy: allow-untyped-defs
@@ -19,19 +19,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mink_decouple.sparse.rows import array, floats, group, repeated, store
 from mink_decouple.threads import share
 
 _CHUNK = 512
 
 
 def folded(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) float32 that the running statistics and the affine parameters come to in inference."""
+    """Scale and shift (C,) float64 that the running statistics and the affine parameters come to in inference."""
     assert bn.running_mean is not None and bn.running_var is not None
     scale = torch.rsqrt(bn.running_var.double() + bn.eps)
     scale = scale if bn.weight is None else scale * bn.weight
     shift = -bn.running_mean * scale
-    return scale.float(), (shift if bn.bias is None else shift + bn.bias).float()
+    return scale, shift if bn.bias is None else shift + bn.bias
 
 
 def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
@@ -57,6 +56,9 @@ def normalize(x: Tensor, bn: nn.BatchNorm1d, residual: Tensor | None = None, rec
             out = bn(x)
         out = out if residual is None else out + residual
         return F.relu(out) if rectify else out
+    if fused is _Normalize and x.dtype == torch.bfloat16:
+        wide = None if residual is None else residual.float()
+        return normalize(x.float(), bn, wide, rectify).to(x.dtype)
     if residual is not None:
         residual = residual.to(x.dtype)
     normalized: Tensor = fused.apply(x, residual, bn.weight, bn.bias, bn, batch_statistics, rectify)
@@ -91,7 +93,7 @@ class _Normalize(torch.autograd.Function):
         x = x.contiguous()
         n, channels = x.shape
         chunks, work = -(-n // _CHUNK), 4 * x.numel()
-        source, running = array(x), (bn.running_mean, bn.running_var)
+        source, running = x.numpy(), (bn.running_mean, bn.running_var)
         assert running[0] is not None and running[1] is not None and bn.num_batches_tracked is not None
         momentum = 0.0
         means = squares = np.empty((0, channels), np.float32)
@@ -104,12 +106,11 @@ class _Normalize(torch.autograd.Function):
             means, squares, n, running[0].numpy(), running[1].numpy(), weight.numpy(), bias.numpy(), momentum, bn.eps
         )
         out = torch.empty_like(x)
-        added = source if residual is None else array(residual.contiguous())
-        target, plain = array(out), residual is None
+        added = source if residual is None else residual.contiguous().numpy()
+        target, plain = out.numpy(), residual is None
         share(lambda first, last: _apply(source, added, target, affine, plain, rectify, first, last), chunks, work)
-        # Where nothing was added the sign of the result follows from x, so the result need not be kept and read.
-        ctx.save_for_backward(x, x if plain else out, weight)
-        ctx.affine, ctx.batch_statistics, ctx.rectify, ctx.plain = affine, batch_statistics, rectify, plain
+        ctx.save_for_backward(x, out if rectify else x, weight)
+        ctx.affine, ctx.batch_statistics, ctx.rectify = affine, batch_statistics, rectify
         return out
 
     @staticmethod
@@ -119,11 +120,9 @@ class _Normalize(torch.autograd.Function):
         grad, rectify = grad.contiguous(), ctx.rectify
         n, channels = x.shape
         chunks, work = -(-n // _CHUNK), 4 * x.numel()
-        arrays = (array(x), array(out), array(grad))
+        arrays = (x.numpy(), out.numpy(), grad.numpy())
         sums = np.empty((2, chunks, channels), np.float32)
-        # 0: the gradient passes; 1: where the normalised x is positive; 2: where the result is positive
-        gate = 0 if not rectify else 1 if ctx.plain else 2
-        share(lambda a, b: _chunk_gradients(*arrays, ctx.affine, sums, gate, a, b), chunks, work)
+        share(lambda a, b: _chunk_gradients(*arrays, ctx.affine, sums, rectify, a, b), chunks, work)
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
         coefficients = _gradient_coefficients(
             sums, n, ctx.affine, weight.numpy(), ctx.batch_statistics, grad_weight.numpy(), grad_bias.numpy()
@@ -132,50 +131,32 @@ class _Normalize(torch.autograd.Function):
         # The residual's gradient is that of the sum, which without rectification is the incoming one.
         kept = rectify and ctx.needs_input_grad[1]
         masked = torch.empty_like(x) if kept else grad_x
-        targets = (array(grad_x), array(masked))
-        share(
-            lambda a, b: _input_gradients(*arrays, ctx.affine, coefficients, *targets, kept, gate, a, b), chunks, work
-        )
+        targets = (grad_x.numpy(), masked.numpy())
+        share(lambda a, b: _input_gradients(*arrays, coefficients, *targets, kept, rectify, a, b), chunks, work)
         grad_residual = None
         if ctx.needs_input_grad[1]:
             grad_residual = masked if rectify else grad
         return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
-@numba.njit(nogil=True)
-def _summed(partial, channels):
-    """Sums of the rows of a group, (channels,)."""
-    total = np.zeros(channels, np.float32)
-    for start in range(0, len(partial), channels):
-        for c in range(channels):
-            total[c] += partial[start + c]
-    return total
-
-
 @numba.njit(cache=True, nogil=True)
 def _chunk_moments(x, means, squares, first, last):
     n, channels = x.shape
-    flat, size = x.reshape(-1), group(channels)
-    room, partial = np.empty(size, np.float32), np.empty(size, np.float32)
     for chunk in range(first, last):
-        start, end = chunk * _CHUNK * channels, min(n, (chunk + 1) * _CHUNK) * channels
-        partial[:] = 0
-        for at in range(start, end, size):
-            values = floats(flat, at, min(at + size, end), room)
-            for i in range(len(values)):
-                partial[i] += values[i]
-        mean = _summed(partial, channels)
+        start, end = chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)
+        total = np.zeros(channels, np.float32)
+        for i in range(start, end):
+            for c in range(channels):
+                total[c] += x[i, c]
         for c in range(channels):
-            mean[c] /= np.float32((end - start) // channels)
-            means[chunk, c] = mean[c]
-        means_again = repeated(mean, size)
-        partial[:] = 0
-        for at in range(start, end, size):
-            values = floats(flat, at, min(at + size, end), room)
-            for i in range(len(values)):
-                difference = values[i] - means_again[i]
-                partial[i] += difference * difference
-        squares[chunk] = _summed(partial, channels)
+            total[c] /= np.float32(end - start)
+            means[chunk, c] = total[c]
+        square = np.zeros(channels, np.float32)
+        for i in range(start, end):
+            for c in range(channels):
+                difference = x[i, c] - total[c]
+                square[c] += difference * difference
+        squares[chunk] = square
 
 
 @numba.njit(cache=True, nogil=True)
@@ -206,24 +187,18 @@ def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum
 @numba.njit(cache=True, nogil=True)
 def _apply(x, residual, out, affine, plain, rectify, first, last):
     n, channels = x.shape
-    flat, others, target, size = x.reshape(-1), residual.reshape(-1), out.reshape(-1), group(channels)
     floor = np.float32(0 if rectify else -np.inf)
-    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
-    room, more, result = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    stop = min(n, last * _CHUNK) * channels
-    for at in range(first * _CHUNK * channels, stop, size):
-        end = min(at + size, stop)
-        values = floats(flat, at, end, room)
+    scale, shift = affine[2], affine[3]
+    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
+        x_row, out_row, residual_row = x[i], out[i], residual[i]
         if plain:
-            for i in range(len(values)):
-                value = values[i] * scale[i] + shift[i]
-                result[i] = floor if value < floor else value
+            for c in range(channels):
+                value = x_row[c] * scale[c] + shift[c]
+                out_row[c] = floor if value < floor else value
         else:
-            added = floats(others, at, end, more)
-            for i in range(len(values)):
-                value = values[i] * scale[i] + shift[i] + added[i]
-                result[i] = floor if value < floor else value
-        store(result[: end - at], target, at)
+            for c in range(channels):
+                value = x_row[c] * scale[c] + shift[c] + residual_row[c]
+                out_row[c] = floor if value < floor else value
 
 
 @numba.njit(cache=True, nogil=True)
@@ -246,60 +221,38 @@ def _gradient_coefficients(sums, n, affine, weight, batch_statistics, grad_weigh
     return coefficients
 
 
-@numba.njit(nogil=True)
-def _gated(x, out, grad, scale, shift, gate, result):
-    """The gradient behind the rectification."""
-    zero = np.float32(0)
+@numba.njit(cache=True, nogil=True)
+def _chunk_gradients(x, out, grad, affine, sums, rectify, first, last):
+    n, channels = x.shape
     # A product with 0 or 1 instead of a choice: a choice keeps the compiler from using vector instructions.
-    if gate == 0:
-        for i in range(len(x)):
-            result[i] = grad[i]
-    elif gate == 1:
-        for i in range(len(x)):
-            result[i] = grad[i] * np.float32(x[i] * scale[i] + shift[i] > zero)
-    else:
-        for i in range(len(x)):
-            result[i] = grad[i] * np.float32(out[i] > zero)
-
-
-@numba.njit(cache=True, nogil=True)
-def _chunk_gradients(x, out, grad, affine, sums, gate, first, last):
-    n, channels = x.shape
-    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
-    mean, scale, shift = repeated(affine[0], size), repeated(affine[2], size), repeated(affine[3], size)
-    rooms = np.empty((4, size), np.float32)
-    total, projected, g = np.empty(size, np.float32), np.empty(size, np.float32), rooms[3]
+    floor = np.float32(0 if rectify else -np.inf)
+    mean = affine[0]
     for chunk in range(first, last):
-        total[:] = 0
-        projected[:] = 0
-        stop = min(n, (chunk + 1) * _CHUNK) * channels
-        for at in range(chunk * _CHUNK * channels, stop, size):
-            end = min(at + size, stop)
-            values, results = floats(flat, at, end, rooms[0]), floats(outs, at, end, rooms[1])
-            _gated(values, results, floats(grads, at, end, rooms[2]), scale, shift, gate, g)
-            for i in range(len(values)):
-                total[i] += g[i]
-                projected[i] += g[i] * (values[i] - mean[i])
-        sums[0, chunk] = _summed(total, channels)
-        sums[1, chunk] = _summed(projected, channels)
+        total = np.zeros(channels, np.float32)
+        projected = np.zeros(channels, np.float32)
+        for i in range(chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)):
+            x_row, out_row, grad_row = x[i], out[i], grad[i]
+            for c in range(channels):
+                g = grad_row[c] * np.float32(out_row[c] > floor)
+                total[c] += g
+                projected[c] += g * (x_row[c] - mean[c])
+        sums[0, chunk] = total
+        sums[1, chunk] = projected
 
 
 @numba.njit(cache=True, nogil=True)
-def _input_gradients(x, out, grad, affine, coefficients, grad_x, masked, kept, gate, first, last):
+def _input_gradients(x, out, grad, coefficients, grad_x, masked, kept, rectify, first, last):
     n, channels = x.shape
-    flat, outs, grads, size = x.reshape(-1), out.reshape(-1), grad.reshape(-1), group(channels)
-    targets, kepts = grad_x.reshape(-1), masked.reshape(-1)
-    scale, shift = repeated(affine[2], size), repeated(affine[3], size)
-    slope, level = repeated(coefficients[1], size), repeated(coefficients[2], size)
-    rooms = np.empty((4, size), np.float32)
-    stop = min(n, last * _CHUNK) * channels
-    for at in range(first * _CHUNK * channels, stop, size):
-        end = min(at + size, stop)
-        values, results = floats(flat, at, end, rooms[0]), floats(outs, at, end, rooms[1])
-        g = rooms[3][: end - at]
-        _gated(values, results, floats(grads, at, end, rooms[2]), scale, shift, gate, g)
+    floor = np.float32(0 if rectify else -np.inf)
+    scale, slope, level = coefficients[0], coefficients[1], coefficients[2]
+    for i in range(first * _CHUNK, min(n, last * _CHUNK)):
+        x_row, out_row, grad_row, result_row, masked_row = x[i], out[i], grad[i], grad_x[i], masked[i]
         if kept:
-            store(g, kepts, at)
-        for i in range(len(values)):
-            g[i] = scale[i] * g[i] + slope[i] * values[i] + level[i]
-        store(g, targets, at)
+            for c in range(channels):
+                masked_row[c] = grad_row[c] * np.float32(out_row[c] > floor)
+            for c in range(channels):
+                result_row[c] = scale[c] * masked_row[c] + slope[c] * x_row[c] + level[c]
+        else:
+            for c in range(channels):
+                g = grad_row[c] * np.float32(out_row[c] > floor)
+                result_row[c] = scale[c] * g + slope[c] * x_row[c] + level[c]

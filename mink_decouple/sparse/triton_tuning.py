@@ -97,7 +97,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _path() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
     return Path(home) / "mink_decouple" / f"tiles-{gpu}-triton-{getattr(triton, '__version__', 'none')}.json"
 

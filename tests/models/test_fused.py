@@ -124,3 +124,10 @@ def test_normalize_equals_batch_norm_and_leaky_relu(residual):
     plain.backward(grad)
     torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.norm.weight.grad.double(), norm.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_max_pooling_passes_on_what_is_no_number():
+    table = torch.zeros(4, 8)
+    table[2, 3] = float("nan")
+    pooled = fused.pool_max(table, torch.tensor([[0, 1, 2], [2, 0, 1], [0, 1, 3]]))
+    assert pooled[:2, 3].isnan().all() and int(pooled.isnan().sum()) == 2

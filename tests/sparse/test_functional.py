@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from mink_decouple import threads
 from mink_decouple.sparse import cpu_kernel
 from mink_decouple.sparse.functional import (
     convolution,
-    convolve_affine,
+    convolve_norm,
     gather_matmul_sum_torch,
     gather_outer_sum_torch,
 )
@@ -140,7 +141,7 @@ from mink_decouple.sparse.tensor import MapCache
 assert cpu_kernel.usable(torch.zeros(1, dtype=torch.bfloat16))
 cache = MapCache(surface_voxels(1, items=2, side=20))
 for table in (cache.submanifold(1, 3).table, cache.strided(1).table, cache.strided(1).reverse):
-    for a, b in ((1, 1), (3, 16), (33, 37), (64, 80)):
+    for a, b in ((1, 1), (3, 16), (33, 37), (64, 80), (16, 160), (16, 208)):
         x, y = torch.randn(table.n_source, a).bfloat16(), torch.randn(table.rows.shape[1], b).bfloat16()
         w = (torch.randn(len(table.rows), a, b) / 8).bfloat16()
         scale, shift, residual = torch.rand(b), torch.randn(b), torch.randn(len(y), b).bfloat16()
@@ -180,28 +181,44 @@ def test_bfloat16_products_are_right_where_the_processor_has_them(tmp_path: Path
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["same", "down", "up"])
-def test_affine_epilogue_equals_the_separate_operations(kind: str, dtype: torch.dtype) -> None:
+def test_a_norm_fused_into_the_convolution_equals_the_separate_operations(kind: str, dtype: torch.dtype) -> None:
     mapping = maps(surface_voxels(6, side=20))[kind]
     feats, kernel = (t.detach().to(dtype) for t in draw(mapping, 12, 20, torch.float64))
     generator = torch.Generator().manual_seed(3)
-    scale, shift = torch.rand(20, generator=generator), torch.randn(20, generator=generator)
+    bn = torch.nn.BatchNorm1d(20, dtype=torch.float64 if dtype == torch.float64 else torch.float32).eval()
+    for tensor in (bn.weight.data, bn.bias.data, bn.running_mean):
+        tensor.normal_(generator=generator)
+    bn.running_var.uniform_(0.5, 2, generator=generator)
     residual = torch.randn(mapping.n_out, 20, generator=generator).to(dtype)
-    expected = definition(feats.double(), kernel.double(), mapping) * scale + shift
-    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
-    for added in (None, residual):
-        for rectify in (False, True):
-            out = convolve_affine(feats, kernel, mapping, scale, shift, added, rectify)
-            exact = expected if added is None else expected + added
-            exact = exact.relu() if rectify else exact
-            assert out.dtype == dtype
-            assert (out - exact).norm() <= tolerance * exact.norm()
+    expected = copy.deepcopy(bn).double()(definition(feats.double(), kernel.double(), mapping))
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2}[dtype]
+    with torch.no_grad():
+        for added in (None, residual):
+            for rectify in (False, True):
+                out = convolve_norm(feats, kernel, mapping, bn, added, rectify)
+                exact = expected if added is None else expected + added
+                exact = exact.relu() if rectify else exact
+                assert out.dtype == dtype
+                assert (out - exact).norm() <= tolerance * exact.norm()
 
 
-def test_an_epilogue_of_other_rows_is_refused() -> None:
+def test_a_residual_of_other_rows_or_channels_is_refused() -> None:
     mapping = maps(random_voxels(1))["same"]
     feats, kernel = (t.detach() for t in draw(mapping, 3, 4))
-    with pytest.raises(ValueError, match=r"residual must be \(85, 4\), got \(84, 4\)"):
-        convolve_affine(feats, kernel, mapping, torch.ones(4), torch.zeros(4), torch.zeros(84, 4))
+    for shape in ((84, 4), (85, 3)):
+        with pytest.raises(ValueError, match=rf"residual must be \(85, 4\), got \({shape[0]}, {shape[1]}\)"):
+            convolve_norm(feats, kernel, mapping, torch.nn.BatchNorm1d(4).eval(), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(0, 16), (16, 0)])
+@pytest.mark.parametrize("kind", ["same", "down", "up"])
+def test_no_channels_give_zeros_and_no_crash(kind: str, c_in: int, c_out: int) -> None:
+    mapping = maps(random_voxels(1))[kind]
+    feats, kernel = draw(mapping, c_in, c_out)
+    out = convolution(feats, kernel, mapping)
+    assert out.shape == (mapping.n_out, c_out) and not out.any()
+    grads = torch.autograd.grad(out.sum(), (feats, kernel))
+    assert [g.shape for g in grads] == [feats.shape, kernel.shape] and not any(g.any() for g in grads)
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
