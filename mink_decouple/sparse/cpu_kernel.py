@@ -90,8 +90,6 @@ def gather_matmul_sum(
     blocks = blocks_of(table)
     count, work = len(blocks.splits), 2 * blocks.pairs * depth * columns
     half = x.dtype == torch.bfloat16
-    packed = np.empty(volume * (-(-depth // 2) if half else depth) * _padded(columns), np.float32)
-    _pack_weights(array(weights), opposite, packed.view(np.int16 if half else np.float32))
     if half and depth % 2:
         x = torch.nn.functional.pad(x, (0, 1))
     out = torch.empty(n_out, columns, dtype=x.dtype)
@@ -102,8 +100,8 @@ def gather_matmul_sum(
         if epilogue.residual is not None:
             residual = epilogue.residual.contiguous()
     added = residual is not out
-    arrays = (array(x.contiguous()), packed, array(out), blocks.source, blocks.target, blocks.splits)
-    last = (scale, shift, array(residual), added, rectify)
+    arrays = (array(x.contiguous()), _pack_weights(weights), array(out), blocks.source, blocks.target, blocks.splits)
+    last = (scale, shift, array(residual), added, rectify, opposite)
     run = _matmul_bfloat16 if half else _matmul_float32
     share(lambda first, end: run(*arrays, *last, first, end), count, work)
     return out
@@ -139,26 +137,20 @@ def _padded(columns: int) -> int:
     return columns + -columns % LANES
 
 
-@numba.njit(cache=True, nogil=True)
-def _pack_weights(weights, opposite, packed):
-    """Weights by strip of columns, offset and row, so that a strip is read without a gap; zeros fill the last one.
+def _pack_weights(weights: Tensor) -> np.ndarray:
+    """Weights (V, A, B) flat, strip of columns by strip, so that a strip is read without a gap.
 
-    bfloat16 rows are laid out in pairs, as its product instruction takes them.
+    Zeros fill the last strip. bfloat16 rows are laid out in pairs, as its product instruction takes them.
     """
     volume, depth, columns = weights.shape
-    step = 1 if packed.itemsize == 4 else 2
-    at = 0
-    for start in range(0, columns, STRIP):
-        width = min(STRIP, columns - start)
-        full = width + -width % LANES
-        for k in range(volume):
-            matrix = weights[volume - 1 - k] if opposite else weights[k]
-            for a in range(0, depth, step):
-                for inner in range(step):
-                    for c in range(full):
-                        present = c < width and a + inner < depth
-                        packed[at + c * step + inner] = matrix[a + inner, start + c] if present else 0
-                at += full * step
+    half = weights.dtype == torch.bfloat16
+    missing = (0, -columns % LANES, 0, depth % 2 if half else 0)
+    if any(missing):
+        weights = torch.nn.functional.pad(weights, missing)
+    if half:
+        weights = weights.unflatten(1, (-1, 2)).transpose(2, 3)
+    strips = [strip.reshape(-1) for strip in weights.detach().split(STRIP, dim=2)]
+    return array(strips[0] if len(strips) == 1 else torch.cat(strips))
 
 
 def _gathering(bfloat16: bool) -> Any:
@@ -223,7 +215,22 @@ def _matmul_blocks(bfloat16: bool) -> Any:
     per_multiplicand = 2 if bfloat16 else 1
 
     @numba.njit(nogil=True)
-    def run(x, packed, out, source, target, splits, scale, shift, residual, added, rectify, first_block, last_block):
+    def run(
+        x,
+        packed,
+        out,
+        source,
+        target,
+        splits,
+        scale,
+        shift,
+        residual,
+        added,
+        rectify,
+        opposite,
+        first_block,
+        last_block,
+    ):
         n, columns = out.shape
         volume, length = splits.shape[1] - 1, x.shape[1] // per_multiplicand
         full = columns + -columns % LANES
@@ -243,7 +250,8 @@ def _matmul_blocks(bfloat16: bool) -> Any:
             sums[:count] = 0
             for k in range(volume):
                 if splits[block, k] < splits[block, k + 1] and length > 0:
-                    gather(*addresses, splits[block, k], splits[block, k + 1], length, full, volume, k)
+                    own = volume - 1 - k if opposite else k
+                    gather(*addresses, splits[block, k], splits[block, k + 1], length, full, volume, own)
             if full > columns:
                 for i in range(1, count):
                     for c in range(columns):
@@ -350,14 +358,18 @@ def _entries(sources: int) -> tuple[Any, Any, Any, Any]:
     """
 
     @numba.njit(cache=True, nogil=True)
-    def matmul_float32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+    def matmul_float32(
+        x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last
+    ):
         if sources >= 0:
-            _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+            _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
 
     @numba.njit(cache=True, nogil=True)
-    def matmul_bfloat16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last):
+    def matmul_bfloat16(
+        x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last
+    ):
         if sources >= 0:
-            _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, first, last)
+            _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
 
     @numba.njit(cache=True, nogil=True)
     def outer_float32(x, y, partial, source, target, splits, parts, first, last):

@@ -177,7 +177,7 @@ def _gather_tile(rows: int, vectors: int, bfloat16: bool) -> Any:
                 return b.add(base, b.mul(_index(b, table, b.add(p, long(place))), stride))
 
             inputs = [address(x, source, r, x_stride) for r in range(rows)]
-            if rows > 3:
+            if rows > 3 and vectors > 1:  # the few bytes of narrow rows are near anyway
                 following = [address(x, source, rows + r, x_stride) for r in range(rows)]
                 _prefetch(b, following, b.shl(length, long(2)))
             sums = kernel.loop(
