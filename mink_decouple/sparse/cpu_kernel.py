@@ -45,7 +45,7 @@ _CHUNK = 64
 """Pairs multiplied at a time for the weight gradient, fewer where rows are long: they stay in the first-level cache."""
 _NEAR_BLOCKS = 4
 _SEGMENTS = 8
-_SEGMENT_BLOCKS = 4
+_SEGMENT_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def gather_matmul_sum(
         opposite: take the weights of the opposite offset, ``weights[V - 1 - k]``.
         epilogue: applied to every row of the result.
     """
-    volume, depth, columns = weights.shape
+    _, depth, columns = weights.shape
     n_out = table.rows.shape[1]
     if not n_out or not columns:
         return x.new_empty(n_out, columns)
@@ -142,7 +142,7 @@ def _pack_weights(weights: Tensor) -> np.ndarray:
 
     Zeros fill the last strip. bfloat16 rows are laid out in pairs, as its product instruction takes them.
     """
-    volume, depth, columns = weights.shape
+    _, depth, columns = weights.shape
     half = weights.dtype == torch.bfloat16
     missing = (0, -columns % LANES, 0, depth % 2 if half else 0)
     if any(missing):
