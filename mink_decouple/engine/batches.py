@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mink_decouple.config import Config
 from mink_decouple.data.collate import Batch, View, collate, point_view, rows_from_points, voxel_view
+from mink_decouple.data.neighbors import Level
 from mink_decouple.data.sampling import CropSampler, SampleIndex, SceneSampler
 from mink_decouple.data.transforms import Sample, assemble_features, compose, take
 from mink_decouple.engine.lazy import PerScene
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
+from mink_decouple.models import device_pyramid
 from mink_decouple.models.randlanet import VARIANTS
 
 T = TypeVar("T")
@@ -34,16 +36,22 @@ class Labelled:
         pseudo: (n,) int64 pseudo-labels of the rows, -1 where there is none or where a given label is visible.
         confidence: (n,) float32 mean confidence of a row's pseudo-labelled points, 0 where there is none.
         points: (r,) int64 grid point of every sample point.
+        later: ratios and neighbours of the pyramid where `to` shall make it, on the device; None where none is wanted.
     """
 
     batch: Batch
     pseudo: Tensor
     confidence: Tensor
     points: Tensor
+    later: tuple[Sequence[int], int] | None = None
 
     def to(self, device: torch.device) -> Labelled:
         """The same on another device."""
-        return Labelled(self.batch.to(device), self.pseudo.to(device), self.confidence.to(device), self.points)
+        batch = self.batch.to(device)
+        if self.later is not None:
+            levels = device_pyramid.pyramid_on(batch.coords, self.batch.sizes.tolist(), *self.later)
+            batch = replace(batch, pyramid=[Level(*level) for level in levels])
+        return Labelled(batch, self.pseudo.to(device), self.confidence.to(device), self.points)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,14 @@ class SceneLabels:
         return cls(shown, none, unsure)
 
 
-def make_view(config: Config, sample: Sample, rng: np.random.Generator) -> View:
+def pyramid_later(config: Config, device: torch.device | None) -> tuple[Sequence[int], int] | None:
+    """Ratios and neighbours of a pyramid that the device makes faster than a loader thread, else None."""
+    if config.backbone != "randla" or device is None or not device_pyramid.usable(device):
+        return None
+    return VARIANTS[config.model.variant]["ratios"], config.view.k
+
+
+def make_view(config: Config, sample: Sample, rng: np.random.Generator, with_pyramid: bool = True) -> View:
     """What the configured backbone sees of a sample.
 
     The feature `offset` (n, 3) is a point's place in its voxel, -0.5 to 0.5 an axis: the geometry that voxels lose.
@@ -74,7 +89,7 @@ def make_view(config: Config, sample: Sample, rng: np.random.Generator) -> View:
     feats = assemble_features(features, sample.coords, config.data.features, config.data.factors)
     if config.backbone == "minkunet":
         return voxel_view(sample.name, sample.coords, feats, sample.target, edges)
-    ratios = VARIANTS[config.model.variant]["ratios"]
+    ratios = VARIANTS[config.model.variant]["ratios"] if with_pyramid else ()
     return point_view(sample.name, sample.coords, feats, sample.target, ratios, config.view.k, rng)
 
 
@@ -84,15 +99,18 @@ def make_batch(
     items: Sequence[tuple[Scene, SceneLabels, SampleIndex]],
     augment: Callable[[Sample, np.random.Generator], Sample],
     rng: np.random.Generator,
+    device: torch.device | None = None,
 ) -> Labelled:
     """Cut, augment and view several samples, and carry their labels to the rows.
 
-    A row that merges several points takes their majority label; a given label hides any pseudo-label of the row.
+    A row that merges several points takes their majority label; a given label hides any pseudo-label of the row. Where
+    the batch is bound for a `device` that searches neighbours faster, that is left to `Labelled.to`.
     """
     views, pseudo, confidence, points = [], [], [], []
+    later = pyramid_later(config, device)
     for scene, labels, index in items:
         sample = augment(take(scene.grid, index, labels.visible, config.data.centre), rng)
-        views.append(make_view(config, sample, rng))
+        views.append(make_view(config, sample, rng, with_pyramid=later is None))
         pseudo.append(labels.pseudo[sample.points])
         confidence.append(labels.confidence[sample.points])
         points.append(sample.points)
@@ -103,7 +121,7 @@ def make_batch(
     chosen = (point_pseudo >= 0).float()
     weight = torch.zeros(len(rows)).index_add_(0, batch.inverse, chosen)
     total = torch.zeros(len(rows)).index_add_(0, batch.inverse, torch.from_numpy(np.concatenate(confidence)) * chosen)
-    return Labelled(batch, rows, total / weight.clamp_min(1.0), torch.from_numpy(np.concatenate(points)))
+    return Labelled(batch, rows, total / weight.clamp_min(1.0), torch.from_numpy(np.concatenate(points)), later)
 
 
 def make_sampler(config: Config, scenes: Sequence[Scene]) -> CropSampler | SceneSampler:
@@ -130,6 +148,7 @@ def training_batches(
     sampler: CropSampler | SceneSampler,
     count: int,
     key: tuple[int | str, ...],
+    device: torch.device | None = None,
 ) -> Generator[Labelled, None, None]:
     """`count` batches; the draw of batch i depends on the sampler's state and on (seed, key, i) only."""
     augment = compose(config.augment)
@@ -141,7 +160,7 @@ def training_batches(
             items = [(scenes[d.scene], labels[d.scene], d) for d in drawn]
 
             def job(items: Any = items, rng: np.random.Generator = rng) -> Labelled:
-                return make_batch(config, classes, items, augment, rng)
+                return make_batch(config, classes, items, augment, rng, device)
 
             yield job
 

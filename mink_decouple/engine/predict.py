@@ -66,7 +66,7 @@ def probabilities(
                 rng = generator(config.seed, "vote", scene.name, vote, number)
 
                 def job(index: SampleIndex = index, vote: int = vote, rng: np.random.Generator = rng) -> Labelled:
-                    return make_batch(config, classes, [(scene, labels, index)], turned(vote), rng)
+                    return make_batch(config, classes, [(scene, labels, index)], turned(vote), rng, device)
 
                 yield job
 

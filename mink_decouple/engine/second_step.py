@@ -64,7 +64,7 @@ def cache_features(
                     def job(
                         scene: Scene = scene, index: SampleIndex = index, rng: np.random.Generator = rng
                     ) -> Labelled:
-                        return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng)
+                        return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng, device)
 
                     yield job
 

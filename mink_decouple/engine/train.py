@@ -181,7 +181,7 @@ class Trainer:
         config, micro = self.config, self.config.view.accumulate
         assert self.optimizer is not None
         batches = training_batches(
-            config, self.count, self.by_name, labels, self.sampler, steps * micro, (stage.name, epoch)
+            config, self.count, self.by_name, labels, self.sampler, steps * micro, (stage.name, epoch), self.device
         )
         sums: dict[str, float] = {}
         for step in range(steps):
