@@ -13,6 +13,8 @@ case ${1:-} in
 runtime)
     apt-get update
     install libopenblas0-pthread libgomp1 util-linux
+    # Triton compiles a launcher for each of its kernels when a GPU first runs it.
+    if [ -n "${CUDA_VERSION:-}" ]; then install gcc libc6-dev python3-dev; fi
     command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null || install python3 python3-venv
     rm -rf /var/lib/apt/lists/*
     python3 -m venv /opt/venv

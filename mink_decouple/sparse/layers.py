@@ -86,7 +86,8 @@ class Conv3d(_Convolution):
         Raises:
             ValueError: the number of input channels is another.
         """
-        if self.kernel_size > 1:
+        if self.kernel_size > 1 or x.feats.device.type == "cpu":
+            # A BLAS would do for a kernel of one, but its weight gradient depends on the number of threads.
             return super().forward(x)
         if x.feats.shape[1] != self.in_channels:
             raise ValueError(f"feats must be (N, {self.in_channels}), got {tuple(x.feats.shape)}")
@@ -170,7 +171,8 @@ def conv_norm(
     bn = norm.bn
     inference = not torch.is_grad_enabled() and not bn.training and type(bn) is nn.BatchNorm1d
     inference = inference and bn.running_mean is not None
-    if not inference or conv.kernel_size == 1 or conv.bias is not None:
+    alone = conv.kernel_size == 1 and x.feats.device.type != "cpu"
+    if not inference or alone or conv.bias is not None:
         return norm(conv(x), residual, rectify)
     kernel, kernel_map, onto = conv.plan(x)
     added = None if residual is None else residual.feats

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mink_decouple import threads
 from mink_decouple.models.minkunet import VARIANTS, MinkUNet
 
 
@@ -116,3 +117,23 @@ def test_wrong_features_and_unknown_names_are_refused() -> None:
         net("50")
     with pytest.raises(ValueError, match="needs 8 values"):
         MinkUNet(3, (1,) * 7, (8,) * 8)
+
+
+def test_the_number_of_threads_changes_no_bit_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MIN_PARALLEL_OPERATIONS", 0)
+    grid = torch.cartesian_prod(torch.arange(70), torch.arange(70))  # long enough for a BLAS to split its sums
+    voxels = torch.cat([torch.zeros(len(grid), 1), grid, grid[:, :1] % 3], 1).int()
+    batch = Batch(voxels, torch.randn(len(grid), 3, generator=torch.Generator().manual_seed(1)))
+    model, before, seen = net().train(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            model.zero_grad()
+            out = model(batch)
+            (out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+            seen.append([out.detach().clone(), *(p.grad.clone() for p in model.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for other in seen[1:]:
+        for name, ours, theirs in zip(["out", *dict(model.named_parameters())], other, seen[0], strict=True):
+            assert torch.equal(ours, theirs), name

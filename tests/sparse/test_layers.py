@@ -194,5 +194,5 @@ def test_a_residual_on_other_voxels_is_refused_in_inference_too() -> None:
 
 def test_a_kernel_of_one_names_the_channels_it_wants() -> None:
     x = SparseTensor(random_voxels(1), torch.randn(85, 4))
-    with pytest.raises(ValueError, match=r"feats must be \(N, 5\), got \(85, 4\)"):
+    with pytest.raises(ValueError, match=r"kernel must be \(1, 4, C_out\)"):
         layers.Linear(5, 2)(x)
