@@ -17,6 +17,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),-c constraints.txt)
+INTERPRETER := $(VENV)/.installed-interpreter
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 
 .PHONY: train test lint minkowski clean
@@ -25,7 +26,7 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 train: $(INSTALLED)
 	$(BIN)/python tools/train.py $(ARGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(INTERPRETER)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)
@@ -57,4 +58,9 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import pip; $(SUPPORTED)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) $(TORCH)
 	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) --editable '.[las,dev]'
+	@touch $@
+
+# A few hundred megabytes that only tests need: Triton, in whose interpreter the kernels for GPUs are tested.
+$(INTERPRETER): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) --editable '.[interpreter]'
 	@touch $@
