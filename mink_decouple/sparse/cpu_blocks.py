@@ -13,6 +13,7 @@ import numpy as np
 
 from mink_decouple.sparse.cpu_tiles import LOOKAHEAD
 from mink_decouple.sparse.kernel_map import NeighborTable
+from mink_decouple.threads import share
 
 BLOCK_ROWS = 256
 """Output rows whose sums stay in cache while all kernel offsets are worked on."""
@@ -38,29 +39,44 @@ def blocks_of(table: NeighborTable) -> Blocks:
     """The pairs of a table, listed once and kept as long as the table."""
     if table not in _BLOCKS:
         rows = table.rows.numpy()
-        count, pairs = -(-rows.shape[1] // BLOCK_ROWS), int(np.count_nonzero(rows >= 0))
-        # a tile looks ahead, and the listing writes one entry beyond a block before it knows
+        count, volume = -(-rows.shape[1] // BLOCK_ROWS), len(rows)
+        splits = np.zeros((count, volume + 1), np.int64)
+        share(lambda first, last: _count_pairs(rows, splits, first, last), count, rows.size)
+        ends = np.cumsum(splits[:, 1:].reshape(-1))
+        splits[:, 1:] = ends.reshape(count, volume)
+        splits[1:, 0] = splits[:-1, volume]
+        pairs = int(ends[-1]) if count else 0
+        # a tile looks ahead
         source, target = np.zeros(pairs + LOOKAHEAD, np.int32), np.zeros(pairs + LOOKAHEAD, np.int32)
-        splits = np.zeros((count, len(rows) + 1), np.int64)
-        _list_pairs(rows, source, target, splits)
+        share(lambda first, last: _list_pairs(rows, source, target, splits, first, last), count, 2 * rows.size)
         _BLOCKS[table] = Blocks(source, target, splits, pairs)
     return _BLOCKS[table]
 
 
 @numba.njit(cache=True, nogil=True)
-def _list_pairs(rows, source, target, splits):
+def _count_pairs(rows, splits, first, last):
+    """Write the number of pairs of every group behind its place in ``splits``."""
     volume, n = rows.shape
-    p = 0
-    for block in range(splits.shape[0]):
-        first, last = block * BLOCK_ROWS, min(n, (block + 1) * BLOCK_ROWS)
-        splits[block, 0] = p
+    for block in range(first, last):
         for k in range(volume):
-            row = rows[k]
-            for u in range(first, last):
-                # Written always and counted if present: the processor cannot foresee which neighbours are there.
-                source[p] = row[u]
-                target[p] = u - first
-                p += np.int64(row[u] >= 0)
-            splits[block, k + 1] = p
-    source[p:] = 0
-    target[p:] = 0
+            row = rows[k, block * BLOCK_ROWS : min(n, (block + 1) * BLOCK_ROWS)]
+            total = 0
+            for u in range(len(row)):
+                total += np.int64(row[u] >= 0)
+            splits[block, k + 1] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def _list_pairs(rows, source, target, splits, first, last):
+    volume, n = rows.shape
+    for block in range(first, last):
+        start, p, stop = block * BLOCK_ROWS, splits[block, 0], splits[block, volume]
+        for k in range(volume):
+            row = rows[k, start : min(n, start + BLOCK_ROWS)]
+            for u in range(len(row)):
+                # Written always and counted if present: the processor cannot foresee which neighbours are there. Beyond
+                # the last pair begins what belongs to another thread.
+                if p < stop:
+                    source[p] = row[u]
+                    target[p] = u
+                    p += np.int64(row[u] >= 0)
