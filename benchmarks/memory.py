@@ -14,7 +14,7 @@ def peak_mebibytes(run: Callable[[], object]) -> float:
     """Largest resident set during `run()` minus the resident set before, MiB.
 
     Where the kernel cannot start its record of the largest set anew, the record of the whole process is taken, so call
-    it once in a fresh process.
+    it once in a fresh process. Linux adds its counts up late: either reading may be some tens of pages a processor off.
     """
     before = _status("VmRSS")
     with suppress(OSError):

@@ -168,7 +168,8 @@ def test_peak_memory_is_that_of_the_call():
         with mmap.mmap(-1, size) as pages:
             pages.write(b"\1" * size)
 
-    assert size / 2**20 <= load("memory").peak_mebibytes(touch) < 3 * size / 2**20
+    # Linux counts resident pages per processor and adds them up late, some tens of pages a processor.
+    assert 0.9 < load("memory").peak_mebibytes(touch) / (size / 2**20) < 3
 
 
 def test_rooms_have_exactly_the_voxels_asked_for():
