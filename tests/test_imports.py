@@ -24,6 +24,7 @@ LAYERS = """
 | `models` | `sparse` |
 | `engine` | all of the above |
 | `report` | `data.cloud`, `data.classes`, `data.io`, `metrics` |
+| `study` | `config`, `report` |
 | `cli`, `tools` | anything; nobody imports them |
 """
 # Refused when the package is imported without optional packages. Kernels are defined with Triton's decorator, so the
