@@ -208,7 +208,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def experiment(args: argparse.Namespace) -> None:
-    """Run what is missing of a grid of trainings (recipes x backbones x label budgets x seeds), then print one table."""
+    """Run what is missing of a grid of trainings (recipes, backbones, label budgets, seeds); print one table."""
     from mink_decouple.config import parse_overrides
     from mink_decouple.study.run import Study
 

@@ -189,7 +189,8 @@ def set_aside(folder: Path) -> Path:
 def expected(cell: Cell, known: Sequence[tuple[Cell, float]]) -> float | None:
     """Seconds that a run is expected to take, from finished ones that are like it; None where there is none.
 
-    The nearest kind that was ever finished decides: the same group, the same backbone and title, the same backbone, any.
+    The nearest kind that was ever finished decides: the same group, the same backbone and title, the same backbone,
+    any.
     """
     for like in (
         lambda other: other.group == cell.group,

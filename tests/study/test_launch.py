@@ -131,12 +131,7 @@ def test_the_table_holds_means_spreads_and_paired_differences(tmp_path):
 
 
 def test_words_for_numbers():
-    assert [duration(s) for s in (45, 89, 600, 5399, 11100)] == ["45 s", "89 s", "10 min", "90 min", "3 h 05 min"][
-        :3
-    ] + [
-        "1 h 30 min",
-        "3 h 05 min",
-    ]
+    assert [duration(s) for s in (45, 600, 5399, 11100)] == ["45 s", "10 min", "1 h 30 min", "3 h 05 min"]
     assert spread([]) == spread([None]) == "-"
     assert difference({0: {"miou": 0.5}}, {0: {"miou": 0.4}}, "miou") == "+10.0"
     assert difference({0: {"miou": 0.5}}, {1: {"miou": 0.4}}, "miou") == "-"
