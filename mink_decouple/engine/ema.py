@@ -1,42 +1,57 @@
-"""The exponential moving average of a network: mean teacher, and the network that a run is scored by.
+"""The network that learns and, where it is asked for, the exponential moving average of it (mean teacher).
 
-(Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017.)
+(Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017; not part of the paper.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mink_decouple.config import EmaConfig
 from mink_decouple.decouple.schedule import average_decay
 from mink_decouple.models.segmenter import Segmenter
 
 
-class Teacher:
-    """A network whose weights and batch-norm statistics follow those of another, the student, as their average.
+class Networks:
+    """A network and the average of its weights and batch-norm statistics over the steps of its backbone.
 
     Args:
-        network: of the student's shape, on its device; its weights become the average and it never learns.
-        student: whose weights the average begins with.
-        decay: of the average in the long run; see `average_decay`.
+        model: learns.
+        config: `decay` 0 leaves it without an average.
+        make: a network of the same shape on the same device, whose weights become the average.
+
+    Attributes:
+        mean: the averaged network, never trained, always in evaluation mode; None without one.
+        updates: of the average since it began.
     """
 
-    def __init__(self, network: Segmenter, student: Segmenter, decay: float) -> None:
-        self.network, self.decay, self.updates = network, decay, 0
-        network.requires_grad_(False)
-        network.eval()
-        copy_weights(student, network)
+    def __init__(self, model: Segmenter, config: EmaConfig, make: Callable[[], Segmenter]) -> None:
+        self.model, self.config, self.updates = model, config, 0
+        self.mean: Segmenter | None = None
+        if config.decay:
+            self.mean = make()
+            self.mean.requires_grad_(False)
+            self.mean.eval()
+            copy_weights(model, self.mean)
+
+    def asked(self, use: str) -> Segmenter:
+        """The network that makes pseudo-labels ("pseudo"), or the one that is scored, pictured and kept ("eval")."""
+        return self.model if self.mean is None or self.config.use not in (use, "both") else self.mean
 
     @torch.no_grad()
-    def update(self, student: Segmenter) -> None:
-        """Move towards the student, after one of its optimizer steps: `mean = d mean + (1 - d) weight`."""
-        decay = average_decay(self.decay, self.updates)
+    def step(self) -> None:
+        """Move the average after a step of the optimizer: `mean = d mean + (1 - d) weight`, d of `average_decay`."""
+        if self.mean is None:
+            return
+        decay = average_decay(self.config.decay, self.updates)
         assert isinstance(decay, float)
         means: list[Tensor] = []
         values: list[Tensor] = []
-        for mean, value in _pairs(self.network, student):
+        for mean, value in _pairs(self.mean, self.model):
             if mean.is_floating_point():
                 means.append(mean)
                 values.append(value)
@@ -45,31 +60,44 @@ class Teacher:
         torch._foreach_lerp_(means, values, 1.0 - decay)
         self.updates += 1
 
-    def hand_over(self, student: Segmenter) -> None:
-        """The student goes on from the average, whose count of updates begins anew.
+    def stage_ends(self, kind: str) -> None:
+        """What the two exchange at the end of a stage.
 
-        A stage may be a hundred steps, too few for a decay of 0.999: counted on, the average would hold the student to
-        where the stage before had left it.
+        After a II-step the average takes the classifier as it is: one fit, no path to average over. After a stage of
+        the backbone, with `restart`, the network goes on from the average, so that the II-step caches features of the
+        backbone that is scored; and the average begins anew. Counted on, a decay of 0.999 would hold a stage of a
+        hundred steps to where the stage before had left it.
         """
-        copy_weights(self.network, student)
-        self.updates = 0
+        if self.mean is None:
+            return
+        if kind == "II":
+            copy_weights(self.model.classifier, self.mean.classifier)
+        elif self.config.restart:
+            copy_weights(self.mean, self.model)
+            self.updates = 0
 
-    def take_classifier(self, student: Segmenter) -> None:
-        """The student's classifier as it is: what a II-step has trained is one fit, no path to average over."""
-        copy_weights(student.classifier, self.network.classifier)
+    def unscored(self) -> dict[str, Any]:
+        """For a checkpoint: the weights of the network that is not scored, and the updates of the average."""
+        return {"updates": self.updates, "weights": self._other().state_dict()}
 
-    def state_dict(self, with_weights: bool) -> dict[str, Any]:
-        """Plain data for a checkpoint, with the weights or with their number of updates alone."""
-        weights = {"weights": self.network.state_dict()} if with_weights else {}
-        return {"updates": self.updates, **weights}
+    def load(self, scored: dict[str, Any], unscored: dict[str, Any] | None) -> None:
+        """Restore the weights of `asked("eval")` and what `unscored` gave."""
+        self.asked("eval").load_state_dict(scored)
+        if unscored is not None:
+            self._other().load_state_dict(unscored["weights"])
+            self.updates = unscored["updates"]
+
+    def _other(self) -> Segmenter:
+        assert self.mean is not None
+        return self.model if self.asked("eval") is self.mean else self.mean
 
 
-def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copy the parameters and buffers of a module into another of its shape, in place."""
     with torch.no_grad():
         for ours, theirs in _pairs(target, source):
             ours.copy_(theirs)
 
 
-def _pairs(first: torch.nn.Module, second: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
+def _pairs(first: nn.Module, second: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return list(zip(first.state_dict().values(), second.state_dict().values(), strict=True))

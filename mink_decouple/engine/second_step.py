@@ -85,7 +85,7 @@ def cache_features(
 
 
 def balanced_order(label: Tensor, order: torch.Generator) -> Tensor:
-    """Rows of one epoch in which every class that has labels occurs as often as any other: cRT's class-balanced sampling.
+    """Rows of one epoch in which every class with labels occurs as often as any other, cRT's class-balanced sampling.
 
     (Kang et al., "Decoupling representation and classifier", ICLR 2020; not part of the paper.) As many labelled rows
     as there are, each by a class drawn uniformly and then a row of it, with replacement; and every unlabelled row once,
