@@ -29,7 +29,7 @@ class Alignment(nn.Module):
 
     Our reading: the average forgets its start (`average_decay`); the source begins at random values. A class without a
     labelled row in a batch keeps its prototype; the source's update sets it to zero. A class never seen has no share in
-    p; in the source it is a random direction or zero. The computation is float32 whatever the autocast.
+    p; in the source it is a random direction or zero. Nothing is computed in half precision.
 
     Args:
         width: D, columns of the features.
@@ -64,10 +64,11 @@ class Alignment(nn.Module):
             target: (n,) int64 given labels, -1 hidden.
 
         Returns:
-            (n, C) float32 probabilities; uniform while no class has been seen.
+            (n, C) probabilities; uniform while no class has been seen.
         """
         with torch.autocast(features.device.type, enabled=False):
-            projected = self.projector(features.float())
+            half = features.dtype in (torch.float16, torch.bfloat16)
+            projected = self.projector(features.float() if half else features)
             if self.training:
                 self._move(projected.detach(), target)
             near = F.normalize(projected, dim=1) @ F.normalize(self.prototypes, dim=1).t()
