@@ -1,4 +1,4 @@
-"""The arrays kept for pictures: of the points they say, of the network that is scored, the same bytes after a resume."""
+"""The arrays kept for pictures: of the points they name, of the network scored, the same bytes after a resume."""
 
 import json
 
