@@ -223,7 +223,7 @@ def experiment(args: argparse.Namespace) -> None:
 
     failures = study.run(choose_device(args.device).type, args.jobs)
     print("\n".join(study.table()))
-    print(f"report: tools/compare.py {' '.join(study.sources())} --output {output / 'report.html'}")
+    print(f"a report: tools/compare.py {output} {study.write_records()} --output {output / 'report.html'}")
     if failures:
         lines = [f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures]
         raise FailedRuns("\n".join(lines))

@@ -7,6 +7,8 @@ configuration is reported at once.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,34 @@ def build(tree: dict[str, Any], source: str = "config") -> Config:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal Config."""
     return yaml.safe_dump({"resolved": True, **dataclasses.asdict(config)}, sort_keys=False)
+
+
+def digest(config: Config) -> str:
+    """16 hexadecimal digits that stand for the settings of a run, whatever its seed.
+
+    Equal settings give equal digits: the recipe's name and the engine, which computes the same numbers, do not count,
+    nor do settings at their default, so that a switch of a later version changes nothing where it is off.
+    """
+    defaults = dataclasses.asdict(Config())
+    tree = dataclasses.asdict(config)
+    for key in ("seed", "recipe"):
+        tree.pop(key)
+    tree["model"].pop("engine")
+    text = json.dumps(_changed(tree, defaults), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    changed = {}
+    for key, value in tree.items():
+        below = defaults.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and below:
+            value = _changed(value, below)
+            if value:
+                changed[key] = value
+        elif value != below:
+            changed[key] = value
+    return changed
 
 
 def loads(text: str, source: str = "config") -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ class Record:
         recipe: of the configuration.
         seed: of the run.
         dataset: `data.dataset`, or the last part of `data.root` for a folder of clouds.
-        digest: of the settings without the seed (`digest`).
+        digest: of the settings without the seed (`config.digest`).
         classes: names.
         colors: (C, 3) palette; None where the run folder says nothing.
         groups: "head", "waist", "tail" -> class ids; empty where the run folder says nothing.
@@ -80,18 +79,6 @@ class Record:
         return cls(**packed)
 
 
-def digest(text: str) -> str:
-    """16 hexadecimal digits that stand for the settings of a resolved config.yaml.
-
-    The run's seed, the engine, which computes the same numbers, and keys whose order differs do not count.
-    """
-    tree = yaml.safe_load(text)
-    tree.pop("seed", None)
-    tree.pop("resolved", None)
-    tree.get("model", {}).pop("engine", None)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def read_run(folder: Path) -> Record:
     """The record of a run folder.
 
@@ -102,10 +89,13 @@ def read_run(folder: Path) -> Record:
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder}: no metrics.json; not a finished run")
     metrics = _read(folder / "metrics.json")
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if "digest" not in metrics:
+        raise ValueError(
+            f"{folder}: metrics.json has no digest of the settings; only runs of this version can be compared"
+        )
     environment, timing = (_read(folder / name) for name in ("environment.json", "timing.json"))
-    apart = ("classes", "colors", "groups", "label_budget", "parameters", "seconds")
+    apart = ("classes", "colors", "groups", "label_budget", "parameters", "seconds", "digest")
     names = metrics.get("classes") or list(metrics["iou"])
     data, versions = config["data"], environment.get("versions", {})
     return Record(
@@ -115,7 +105,7 @@ def read_run(folder: Path) -> Record:
         recipe=config["recipe"],
         seed=int(config["seed"]),
         dataset=Path(data["root"]).name if data["dataset"] == "folder" and data.get("root") else data["dataset"],
-        digest=digest(text),
+        digest=metrics["digest"],
         classes=list(names),
         colors=metrics.get("colors"),
         groups={key: list(ids) for key, ids in (metrics.get("groups") or {}).items()},

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mink_decouple.config import dump
+from mink_decouple.config import digest
 from mink_decouple.report import records as kept
 from mink_decouple.study.grid import Cell, expand, read_experiment
 from mink_decouple.study.launch import (
@@ -139,16 +139,24 @@ class Study:
         """The figures so far as Markdown."""
         return table(self.finished(), self.experiment.reference)
 
-    def sources(self) -> list[str]:
-        """What `compare` is to be given for a report of this experiment."""
-        folders = [self.output / cell.name for cell in self.cells if self.state(cell) == "done"]
-        return [str(folder) for folder in folders] or [str(self.records)]
+    def write_records(self) -> Path:
+        """Every finished run, by the titles of this experiment, as `OUTPUT/records.json`."""
+        found = []
+        for cell in self.cells:
+            folder = self.output / cell.name
+            if self.state(cell) == "done":
+                found.append(replace(kept.read_run(folder), title=cell.title))
+            elif (record := self.recorded.get(self._key(cell))) is not None:
+                found.append(replace(record, title=cell.title, labels=cell.config.labels.budget))
+        path = self.output / "records.json"
+        kept.save(path, found)
+        return path
 
     def _seconds(self) -> list[tuple[Cell, float]]:
         return [(cell, sum(one.seconds.values())) for cell, one in self.finished() if one.seconds]
 
     def _key(self, cell: Cell) -> tuple[str, int]:
-        return kept.digest(dump(cell.config)), cell.config.seed
+        return digest(cell.config), cell.config.seed
 
     def _record(self, folder: Path) -> None:
         if self.records is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mink_decouple.config import configs_dir, load_config
+from mink_decouple.config import configs_dir, digest, load_config
 from mink_decouple.study.grid import expand, nested, read_experiment
 from mink_decouple.typed import ConfigError
 
@@ -115,3 +115,19 @@ def test_every_mistake_is_named_at_once_and_only_once(tmp_path):
 
 def test_dotted_keys_and_mappings_are_the_same():
     assert nested({"a.b": 1, "a": {"c": {"d.e": 2}}}) == {"a": {"b": 1, "c": {"d": {"e": 2}}}}
+
+
+def test_equal_settings_have_equal_digests_whatever_name_seed_and_engine():
+    first = load_config(recipe="decoupled")
+    same = (
+        load_config(recipe="table5/row3", overrides={"seed": 7}),
+        load_config(recipe="decoupled", overrides={"model": {"engine": "native"}}),
+    )
+    assert {digest(config) for config in same} == {digest(first)}
+    others = (
+        load_config(recipe="table5/row2"),
+        load_config(overrides={"labels": {"budget": "1%"}}),
+        load_config(overrides={"augment": {"flip": None}}),
+        load_config(backbone="randla"),
+    )
+    assert len({digest(config) for config in (first, *others)}) == 5
