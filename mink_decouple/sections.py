@@ -124,7 +124,7 @@ class PseudoConfig:
 class SegmentsConfig:
     """The unsupervised over-segmentation behind `pseudo.smooth` and `labels.spread`."""
 
-    k: int = setting(12, low=2)  # neighbours of a point: for its normal, and its edges
+    k: int = setting(8, low=2)  # neighbours of a point: for its normal, and its edges
     angle: float = setting(30.0, low=0.1, high=90.0)  # degrees between normals that count as one unit of difference
     colour: float = setting(0.15, low=1e-3)  # distance of colours (0..1 a channel) that counts as one
     scale: float = setting(2.0, low=0.0)  # how much a small segment may differ within: larger merges more

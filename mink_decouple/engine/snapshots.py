@@ -64,9 +64,13 @@ class Snapshots:
             count = len(scene.grid)
             rng = generator(self.config.seed, "features", scene.name)
             rows = np.sort(rng.choice(count, min(count, FEATURE_POINTS), replace=False))
-            known = {"coords": scene.grid.coords[rows], "truth": scene.truth[rows], "visible": scene.visible[rows]}
-            found = scene_features(model, self.config, scene, self.classes, self.device, rows)
-            add_arrays(self.output / "features" / f"{scene.name}.npz", {**known, stage: found.astype(np.float16)})
+            found: dict[str, np.ndarray] = {
+                "coords": scene.grid.coords[rows],
+                "truth": scene.truth[rows],
+                "visible": scene.visible[rows],
+                stage: scene_features(model, self.config, scene, self.classes, self.device, rows).astype(np.float16),
+            }
+            add_arrays(self.output / "features" / f"{scene.name}.npz", found)
 
     def prediction(self, title: str, best: np.ndarray) -> None:
         """Keep the (V,) predicted train ids of the evaluation scene: "pre-trained" or "final"."""

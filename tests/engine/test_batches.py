@@ -132,26 +132,24 @@ def test_groups_of_one_are_the_batch_without_mixing(make_config):
 
 @pytest.mark.parametrize(("backbone", "batch"), [("randla", 1), ("randla", 2), ("minkunet", 1)])
 def test_mixing_halves_keeps_the_number_of_points_and_every_given_label(make_config, backbone, batch):
-    config = make_config(backbone, view={"batch": batch})
+    config = make_config(backbone, view={"batch": batch, "label_centred": 0.0}, augment={"drop_points": None})
     scenes = {s.name: s for s in load_split(config, open_dataset(config), "train")}
     labels = {name: SceneLabels.given(scene) for name, scene in scenes.items()}
     for name, scene in scenes.items():
         visible = np.full(len(scene.grid), -1)
         visible[::40] = 1
         labels[name] = SceneLabels(visible, labels[name].pseudo, labels[name].confidence)
-    quiet = type(config)(**{**vars(config), "augment": {}})
     for mix in (0.0, 1.0):
-        sampler = make_sampler(quiet, list(scenes.values()))
-        if hasattr(sampler, "label_centred"):
-            sampler.label_centred = 0.0
-        items = list(training_batches(quiet, 3, scenes, labels, sampler, 4, ("mix",), mix=mix))
+        sampler = make_sampler(config, list(scenes.values()))
+        items = list(training_batches(config, 3, scenes, labels, sampler, 4, ("mix",), mix=mix))
         for item in items:
             assert len(item.batch.names) == batch
             assert all(("+" in name) == bool(mix) for name in item.batch.names)
+            whole = max(len(scene.grid) for scene in scenes.values())
             if backbone == "randla":
                 assert item.batch.sizes.tolist() == [150] * batch
             else:
-                assert 0.4 * 400 / 2 < item.batch.sizes.sum() < 400
+                assert whole - 40 < item.batch.sizes.sum() <= whole  # the two rooms differ by a few points
             assert (item.batch.target >= 0).sum() >= 2
 
 
