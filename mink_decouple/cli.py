@@ -56,14 +56,10 @@ def guarded(args: argparse.Namespace) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except FailedRuns as error:
-        for line in str(error).splitlines():
-            print(f"failed: {line}", file=sys.stderr)
+        print("\n".join(f"failed: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "stopped; continue a training with --resume, a preparation or an experiment with the same command",
-            file=sys.stderr,
-        )
+        print("stopped; continue a training with --resume, anything else with the same command", file=sys.stderr)
         return 130
     except _diverged() as error:
         print(f"error: {error}", file=sys.stderr)
@@ -225,8 +221,15 @@ def experiment(args: argparse.Namespace) -> None:
     print("\n".join(study.table()))
     print(f"a report: tools/compare.py {output} {study.write_records()} --output {output / 'report.html'}")
     if failures:
-        lines = [f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures]
-        raise FailedRuns("\n".join(lines))
+        raise FailedRuns("\n".join(f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Put runs side by side: one page and one JSON file from run folders and files of records."""
+    from mink_decouple.report.compare import compare as run
+
+    notes = run(args.runs, args.output, args.reference, args.title, args.records, args.projection)
+    print("\n".join([*notes, f"wrote {args.output}", f"wrote {args.output.with_suffix('.json')}"]))
 
 
 def _present(result: Result, output: Path) -> None:
@@ -354,6 +357,15 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
     _device(parser)
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, folder of them, or records file")
+    parser.add_argument("--output", type=Path, required=True, help="the .html file to write")
+    parser.add_argument("--reference", help="recipe that the others are compared with (default: supervised)")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--records", type=Path, help="write the runs as records, too")
+    parser.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the features")
+
+
 def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
     parser.add_argument("--root", type=Path, required=True, help="folder of the download")
@@ -382,4 +394,5 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "prepare": (_prepare, prepare),
     "check": (_check, check),
     "experiment": (_experiment, experiment),
+    "compare": (_compare, compare),
 }

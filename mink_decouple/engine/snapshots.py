@@ -83,7 +83,7 @@ class Snapshots:
         self._view(self.train, {"visible": self.train.visible, **named})
 
     def _view(self, scene: Scene, arrays: dict[str, np.ndarray]) -> None:
-        known = {"coords": scene.grid.coords, "truth": scene.truth}
+        known: dict[str, np.ndarray] = {"coords": scene.grid.coords, "truth": scene.truth}
         add_arrays(self.output / "views" / f"{scene.name}.npz", {**known, **arrays})
 
 
