@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mink_decouple.config import Config, digest
+from mink_decouple.config import Config
 from mink_decouple.data.budget import LabelSet
 from mink_decouple.data.classes import Classes
 from mink_decouple.decouple.schedule import Stage
@@ -62,7 +62,6 @@ def final_metrics(
         "variant": config.model.variant,
         "engine": model.engine,
         "recipe": config.recipe,
-        "digest": digest(config),
         "stages": [s.name for s in stages],
         "confusion": final.confusion.tolist(),
         "classes": list(classes.names),

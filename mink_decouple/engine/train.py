@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mink_decouple.config import Config, dump
+from mink_decouple.config import Config, digest, dump
 from mink_decouple.data.budget import describe
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
@@ -107,7 +107,9 @@ class Trainer:
         if saved is None:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.yaml").write_text(dump(config), encoding="utf-8")
-            write_json(output / "environment.json", {**environment(device), "seed": config.seed})
+            write_json(
+                output / "environment.json", {**environment(device), "seed": config.seed, "digest": digest(config)}
+            )
             self.labels.save(labels_file)
             self.events = Events(output)
         else:

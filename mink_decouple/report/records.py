@@ -90,12 +90,10 @@ def read_run(folder: Path) -> Record:
         raise FileNotFoundError(f"{folder}: no metrics.json; not a finished run")
     metrics = _read(folder / "metrics.json")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    if "digest" not in metrics:
-        raise ValueError(
-            f"{folder}: metrics.json has no digest of the settings; only runs of this version can be compared"
-        )
     environment, timing = (_read(folder / name) for name in ("environment.json", "timing.json"))
-    apart = ("classes", "colors", "groups", "label_budget", "parameters", "seconds", "digest")
+    if "digest" not in environment:
+        raise ValueError(f"{folder}: environment.json has no digest of the settings; only runs of this version compare")
+    apart = ("classes", "colors", "groups", "label_budget", "parameters", "seconds")
     names = metrics.get("classes") or list(metrics["iou"])
     data, versions = config["data"], environment.get("versions", {})
     return Record(
@@ -105,7 +103,7 @@ def read_run(folder: Path) -> Record:
         recipe=config["recipe"],
         seed=int(config["seed"]),
         dataset=Path(data["root"]).name if data["dataset"] == "folder" and data.get("root") else data["dataset"],
-        digest=metrics["digest"],
+        digest=environment["digest"],
         classes=list(names),
         colors=metrics.get("colors"),
         groups={key: list(ids) for key, ids in (metrics.get("groups") or {}).items()},

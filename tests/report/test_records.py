@@ -35,14 +35,13 @@ def run_folder(folder: Path, seed: int = 0, **more: object) -> Path:
         "label_budget": {"labelled": 2},
         "parameters": {"backbone": 10, "classifier": 2},
         "seconds": {"file": "timing.json"},
-        "digest": digest(config),
         **more,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     timing = {"seconds": {"pretrain": 1.5}, "peak_memory_mib": 100.0, "threads": 2, "device": "cpu"}
     (folder / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
     (folder / "environment.json").write_text(
-        json.dumps({"commit": "abc", "versions": {"torch": "2"}}), encoding="utf-8"
+        json.dumps({"commit": "abc", "versions": {"torch": "2"}, "digest": digest(config)}), encoding="utf-8"
     )
     lines = [{"event": "evaluation", "step": 3, "stage": "pretrain"}, {"event": "pseudo_labels", "step": 3}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -103,9 +102,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         load([tmp_path / "empty"])
     folder = run_folder(tmp_path / "old")
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    metrics.pop("digest")
-    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "environment.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="no digest of the settings"):
         read_run(folder)
 

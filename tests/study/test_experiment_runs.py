@@ -142,8 +142,9 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
         "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
         "if 'decoupled' in out.name: sys.exit('error: no luck')\n"
         "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
-        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25}, 'digest': 'd',"
+        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
         " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
+        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
         "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
     )
     monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
@@ -159,8 +160,9 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys,
         "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
         "assert '--resume' not in sys.argv and not out.exists()\n"
         "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
-        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25}, 'digest': 'd',"
+        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
         " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
+        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
         "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
     )
     monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
