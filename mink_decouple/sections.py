@@ -23,6 +23,7 @@ class LabelsConfig:
     unit: str = setting("grid", choices=("grid", "raw"))
     seed: int | None = None  # None: the run's seed
     spread: str = setting("none", choices=("none", "segments"))  # a given label is a pseudo-label of its whole segment
+    spread_in: str = setting("pseudo", choices=("pseudo", "all"))  # stages with pseudo-labels, or the pre-training too
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,17 @@ def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> Map
     return PerScene(scenes, labels)
 
 
+def spread_scene_labels(scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, SceneLabels]:
+    """Labels of every scene: the given ones, and for pseudo-labels those that they spread to, with confidence 1."""
+
+    def labels(scene: Scene) -> SceneLabels:
+        shown = scene.visible
+        spread = np.where(shown < 0, spread_labels(shown, segments[scene.name]), -1)
+        return SceneLabels(shown, spread, (spread >= 0).astype(np.float32))
+
+    return PerScene(scenes, labels)
+
+
 def quality_record(selection: Selection, names: Sequence[str]) -> dict[str, Any]:
     """Counts, precision and recall per class and round for metrics.jsonl; None where undefined."""
     counts = selection.table.counts()

@@ -78,9 +78,13 @@ class Snapshots:
 
     def pseudo_labels(self, iteration: int, labels: PseudoLabels) -> None:
         """Keep the pseudo-labels of the training scene; those of a later epoch of the iteration replace them."""
-        found = {"label": labels.label.numpy().astype(np.int16), "round": labels.round.numpy().astype(np.uint8)}
-        named = {f"iter_{iteration:02d}_{key}": array for key, array in found.items()}
-        self._view(self.train, {"visible": self.train.visible, **named})
+        prefix = f"iter_{iteration:02d}"
+        found: dict[str, np.ndarray] = {
+            "visible": self.train.visible,
+            f"{prefix}_label": labels.label.numpy().astype(np.int16),
+            f"{prefix}_round": labels.round.numpy().astype(np.uint8),
+        }
+        self._view(self.train, found)
 
     def _view(self, scene: Scene, arrays: dict[str, np.ndarray]) -> None:
         known: dict[str, np.ndarray] = {"coords": scene.grid.coords, "truth": scene.truth}

@@ -27,7 +27,14 @@ from mink_decouple.engine.events import Events, progress, say
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import apply_gradients, backward, make_optimizer, set_rate
 from mink_decouple.engine.outcome import Result, final_metrics, highest
-from mink_decouple.engine.pseudo import labelled_counts, make_pseudo_labels, quality_record, scene_labels, segments_of
+from mink_decouple.engine.pseudo import (
+    labelled_counts,
+    make_pseudo_labels,
+    quality_record,
+    scene_labels,
+    segments_of,
+    spread_scene_labels,
+)
 from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, seed_torch, write_json
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
@@ -137,6 +144,8 @@ class Trainer:
         if stage.uses_pseudo and state.epoch == 0 and config.loss.g_reset == "iter":
             self.ratio.reset()
         labels = scene_labels(self.scenes, PseudoLabelTable.load(table_path) if self._made(stage) else None)
+        if self._spreads_early(stage):
+            labels = spread_scene_labels(self.scenes, self.segments)
         if isinstance(self.sampler, CropSampler):
             self.sampler.label_centred = 0.0 if stage.uses_pseudo else config.view.label_centred
         if self.optimizer is None:
@@ -233,6 +242,8 @@ class Trainer:
             labels, feature = config.ii.labels, config.ii.feature
         elif stage.uses_pseudo:
             labels, feature = "mixed", config.loss.feature
+        elif self._spreads_early(stage):
+            labels, feature = "mixed", "none"
         else:
             labels, feature = "gt", "none"
         tau, prior = config.ii.logit_adjust if stage.kind == "II" else 0.0, None
@@ -263,6 +274,11 @@ class Trainer:
         say(f"{stage.name}: {total[0]} certain and {total[1]} uncertain pseudo-labels{correct}")
         self._add_seconds(f"{stage.name}_pseudo_labels", started)
         return scene_labels(self.scenes, selection.table)
+
+    def _spreads_early(self, stage: Stage) -> bool:
+        """Whether a pre-training learns from the segments of given labels as well."""
+        labels = self.config.labels
+        return stage.kind == "pretrain" and labels.spread == "segments" and labels.spread_in == "all"
 
     def _made(self, stage: Stage) -> bool:
         """Whether a resumed stage takes up the pseudo-labels it began with."""

@@ -11,6 +11,7 @@ from mink_decouple.data.budget import LabelSet, visible
 from mink_decouple.data.segments import over_segment, spread_labels
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine import checkpoint
+from mink_decouple.engine.pseudo import spread_scene_labels
 from mink_decouple.engine.train import Trainer
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ EVERYTHING = {
     "loss": {"erda": 0.1},
     "ii": {"sampler": "balanced", "logit_adjust": 0.3},
     "pseudo": {"smooth": "segments", "delta_d": 0.0, "delta_len": 0.05},
-    "labels": {"spread": "segments"},
+    "labels": {"spread": "segments", "spread_in": "all"},
     "eval": {"every": "epoch"},
     "segments": {"most": 20},
 }
@@ -38,6 +39,7 @@ SWITCHES = {
     "adjusted": {"ii": {"logit_adjust": 1.0}},
     "smooth": {"pseudo": {"smooth": "segments"}},
     "spread": {"labels": {"spread": "segments"}},
+    "spread early": {"labels": {"spread": "segments", "spread_in": "all"}},
 }
 
 
@@ -240,3 +242,26 @@ def test_smoothed_probabilities_give_one_pseudo_label_a_segment(make_config, tmp
 def test_a_default_checkpoint_holds_nothing_of_the_switches(make_config, tmp_path):
     run(make_config(), tmp_path / "run")
     assert not {"ema", "alignment"} & checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt").keys()
+
+
+def test_labels_spread_in_the_pre_training_only_where_asked_for(make_config, tmp_path):
+    folders = {name: tmp_path / name for name in ("none", "pseudo", "all")}
+    run(make_config(recipe="supervised"), folders["none"])
+    for where in ("pseudo", "all"):
+        run(make_config(recipe="supervised", labels={"spread": "segments", "spread_in": where}), folders[where])
+    assert same_weights(weights(folders["none"]), weights(folders["pseudo"]))
+    assert not same_weights(weights(folders["none"]), weights(folders["all"]))
+    assert not (folders["all"] / "pseudo_labels").exists()
+
+
+def test_early_labels_are_those_that_spread(make_config, tmp_path):
+    config = make_config(labels={"spread": "segments", "spread_in": "all"}, segments={"most": 40})
+    trainer = Trainer(config, tmp_path / "run", CPU)
+    labels = spread_scene_labels(trainer.scenes, trainer.segments)
+    for scene in trainer.scenes:
+        found, shown = labels[scene.name], scene.visible
+        np.testing.assert_array_equal(found.visible, shown)
+        expected = spread_labels(shown, over_segment(scene.grid, config.segments))
+        np.testing.assert_array_equal(found.pseudo, np.where(shown < 0, expected, -1))
+        np.testing.assert_array_equal(found.confidence, found.pseudo >= 0)
+    trainer.events.close()
