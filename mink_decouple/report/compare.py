@@ -68,7 +68,7 @@ def compare(
     chosen = reference or ("supervised" if "supervised" in titles else titles[0])
     if chosen not in titles:
         raise ValueError(f"--reference {chosen!r}: no run is called so; choices: {', '.join(titles)}")
-    groups = grouped(found)
+    groups = dict(sorted(grouped(found).items(), key=lambda pair: (pair[0][0], pair[0][1], pair[0][2] != chosen)))
     places = {
         setting: [folders[key] for r in runs if (key := (r.digest, r.seed, r.title)) in folders]
         for setting, runs in groups.items()

@@ -10,6 +10,9 @@ from typing import Any
 from mink_decouple.config import ALIASES, BACKBONES, Config, configs_dir, load_config, merge, read_tree, shipped
 from mink_decouple.typed import ConfigError, nearest, record, setting
 
+GRID = ("seed", "backbone", "recipe")
+"""Settings of a run that the grid decides."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -83,6 +86,10 @@ def read_experiment(path: Path) -> Experiment:
             errors += [f"{key}: empty; at least one is needed"] * (not values)
             errors += [f"{key}: {value!r} stands there twice" for value in _repeated(values)]
         errors += ["recipes: empty; at least one is needed"] * (not read.recipes)
+        sets = {"set": read.set, **{f"backbone_set.{name}": inner or {} for name, inner in read.backbone_set.items()}}
+        sets |= {f"recipes.{number}.set": variant.set for number, variant in enumerate(variants)}
+        for where, tree in sets.items():
+            errors += [f"{where}: {key} is a key of the experiment itself" for key in GRID if key in tree]
         for name in (*read.backbones, *read.backbone_set):
             if ALIASES.get(name, name) not in BACKBONES:
                 near = nearest(name, BACKBONES)

@@ -97,6 +97,7 @@ def test_the_data_is_found_beside_the_file(tmp_path):
         ("recipes: [{recpe: supervised}]\n", "recipes.0.recpe: unknown key (nearest: recipe)"),
         ("recipes: [tabel5/row1]\n", "recipe 'tabel5/row1': unknown (nearest: table5/row1)"),
         ("recipes: [supervised]\nset: {loss.gama: 1}\n", "loss.gama: unknown key (nearest: gamma)"),
+        ("recipes: [supervised]\nset: {seed: 3}\n", "set: seed is a key of the experiment itself"),
         ("recipes: [fully_supervised]\nset: {labels.budget: 1pt}\n", "is for the budget 'full'"),
     ],
 )
