@@ -40,6 +40,10 @@ def tool(name: str, argv: Sequence[str] | None = None) -> int:
     return guarded(parser.parse_args(argv))
 
 
+class FailedRuns(Exception):
+    """Trainings of an experiment failed: a line for each."""
+
+
 def guarded(args: argparse.Namespace) -> int:
     """Run, turning a user's error into clear lines and exit code 2."""
     try:
@@ -51,8 +55,11 @@ def guarded(args: argparse.Namespace) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except FailedRuns as error:
+        print("\n".join(f"failed: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("stopped; continue a training with --resume, a preparation with the same command", file=sys.stderr)
+        print("stopped; continue a training with --resume, anything else with the same command", file=sys.stderr)
         return 130
     except _diverged() as error:
         print(f"error: {error}", file=sys.stderr)
@@ -196,6 +203,35 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("\n".join(errors))
 
 
+def experiment(args: argparse.Namespace) -> None:
+    """Run what is missing of a grid of trainings (recipes, backbones, label budgets, seeds); print one table."""
+    from mink_decouple.config import parse_overrides
+    from mink_decouple.study.run import Study
+
+    output = args.output or Path("runs") / args.experiment.stem
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: must be at least 1")
+    study = Study(args.experiment, output, parse_overrides(args.set), args.only, args.seeds, args.records)
+    if args.list:
+        print("\n".join(study.listing()))
+        return
+    from mink_decouple.engine.runtime import choose_device
+
+    failures = study.run(choose_device(args.device).type, args.jobs)
+    print("\n".join(study.table()))
+    print(f"a report: tools/compare.py {output} {study.write_records()} --output {output / 'report.html'}")
+    if failures:
+        raise FailedRuns("\n".join(f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Put runs side by side: one page and one JSON file from run folders and files of records."""
+    from mink_decouple.report.compare import compare as run
+
+    notes = run(args.runs, args.output, args.reference, args.title, args.records, args.projection)
+    print("\n".join([*notes, f"wrote {args.output}", f"wrote {args.output.with_suffix('.json')}"]))
+
+
 def _present(result: Result, output: Path) -> None:
     """The table on the terminal; pictures of the scores and of one scene, and that scene as coloured clouds."""
     from mink_decouple.metrics import table
@@ -309,6 +345,27 @@ def _pool(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
 
 
+def _experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", type=Path, help="YAML file of the grid, such as configs/experiments/table5.yaml")
+    parser.add_argument("--output", type=Path, help="folder of the run folders (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, help="trainings at once (default: as many as the machine allows)")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only runs whose name holds one of these texts")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
+    parser.add_argument("--records", type=Path, help="JSON file of finished runs: read, not run again, and added to")
+    parser.add_argument("--list", action="store_true", help="show every run and its state, run nothing")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting of all runs")
+    _device(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, folder of them, or records file")
+    parser.add_argument("--output", type=Path, required=True, help="the .html file to write")
+    parser.add_argument("--reference", help="recipe that the others are compared with (default: supervised)")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--records", type=Path, help="write the runs as records, too")
+    parser.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the features")
+
+
 def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
     parser.add_argument("--root", type=Path, required=True, help="folder of the download")
@@ -336,4 +393,6 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "pool": (_pool, pool),
     "prepare": (_prepare, prepare),
     "check": (_check, check),
+    "experiment": (_experiment, experiment),
+    "compare": (_compare, compare),
 }

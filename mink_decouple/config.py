@@ -7,192 +7,74 @@ configuration is reported at once.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mink_decouple.typed import ConfigError, nearest, record, setting
+from mink_decouple.sections import (
+    BACKBONES,
+    ENGINES,
+    PREPARED,
+    Config,
+    DataConfig,
+    EmaConfig,
+    EvalConfig,
+    LabelsConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PseudoConfig,
+    ScheduleConfig,
+    SecondStepConfig,
+    SegmentsConfig,
+    StageConfig,
+    SyntheticConfig,
+    ViewConfig,
+)
+from mink_decouple.typed import ConfigError, nearest, record
 
-BACKBONES = ("minkunet", "randla")
-ENGINES = ("auto", "native", "minkowski")
-PREPARED = ("s3dis", "scannet", "semantic3d", "semantickitti")
-"""Benchmarks: `data.root` is what `prepare` made of their downloads."""
+__all__ = [
+    "ALIASES",
+    "BACKBONES",
+    "ENGINES",
+    "PREPARED",
+    "TRAINED",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EmaConfig",
+    "EvalConfig",
+    "LabelsConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PseudoConfig",
+    "ScheduleConfig",
+    "SecondStepConfig",
+    "SegmentsConfig",
+    "StageConfig",
+    "SyntheticConfig",
+    "ViewConfig",
+    "build",
+    "configs_dir",
+    "dump",
+    "load_config",
+    "loads",
+    "merge",
+    "override",
+    "parse_overrides",
+    "read_tree",
+    "read_yaml",
+    "replace_data",
+    "require_free",
+    "shipped",
+]
+
 ALIASES = {"mink": "minkunet", "randlanet": "randla"}
-
-
-@dataclass(frozen=True)
-class LabelsConfig:
-    """Which labels training may see."""
-
-    budget: str = "1pt"  # 1pt | Npt | R% | Nx | scans:R% | full | a label file
-    unit: str = setting("grid", choices=("grid", "raw"))
-    seed: int | None = None  # None: the run's seed
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """The embedded dataset: procedural buildings with S3DIS' 13 classes."""
-
-    areas: int = setting(6, low=5, high=64)
-    rooms_per_area: int = setting(6, low=1, high=1000)
-    points_per_room: int = setting(45_000, low=1000)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where clouds come from and how they become rows of features."""
-
-    dataset: str = setting("synthetic", choices=("synthetic", "folder", *PREPARED))
-    root: str | None = None  # a folder of clouds, or one that `prepare` wrote
-    classes: str | None = None  # classes.yaml; None: the one in `root`
-    splits: dict[str, list[str]] | None = None  # split name -> names of scenes or groups; None: those of `root`
-    eval_split: str = "val"
-    grid: float = setting(0.05, low=1e-4)  # metres
-    features: list[str] = setting(["rgb", "height"])
-    height: str = setting("floor", choices=("floor", "ground"))  # above the lowest points, or above the local ground
-    factors: dict[str, float] = setting({})  # feature name -> factor that brings its values near 1
-    centre: str = setting("xyz", choices=("xyz", "xy"))  # axes on which the centre of a crop is subtracted
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network: one backbone and its classifier."""
-
-    variant: str = "tiny"  # minkunet: tiny | 14A | 18A | 34C; randla: 5 | 4
-    head: str = setting("linear", choices=("linear", "mlp"))
-    engine: str = setting("auto", choices=ENGINES)  # of minkunet; auto: native
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """How a scene is cut into what a network sees in one step."""
-
-    crop_points: int = setting(0, low=0)  # grid points of a crop; 0: whole scenes
-    shape: str = setting("sphere", choices=("sphere", "column"))
-    batch: int = setting(4, low=1)  # crops of a micro-batch
-    accumulate: int = setting(1, low=1)  # micro-batches of an optimizer step
-    label_centred: float = setting(0.5, low=0.0, high=1.0)  # share of pre-training crops centred on a labelled point
-    center_noise: float = setting(0.35, low=0.0)  # metres
-    workers: int = setting(1, low=0)  # threads that prepare batches ahead
-    k: int = setting(16, low=1)  # neighbours of RandLA-Net
-    voxel: list[float] | None = None  # MinkUNet's voxel along x, y, z, metres; None: cubes of `data.grid`
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """Length and initial learning rate of one kind of stage."""
-
-    epochs: int = setting(1, low=1)
-    lr: float = setting(1e-3, low=0.0)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Algorithm 1: pre-train, then alternate the I-step and the II-step."""
-
-    mode: str = setting("decoupled", choices=("decoupled", "joint", "supervised"))
-    iterations: int = setting(10, low=0)
-    steps: int = setting(0, low=0)  # optimizer steps of an epoch; 0: as many as cover the training set about once
-    policy: str = setting("exp", choices=("exp", "cosine", "constant"))
-    decay: float = setting(0.98, low=0.0, high=1.0)  # factor per epoch of policy exp
-    warmup: int = setting(0, low=0)  # epochs of the pre-training over which the learning rate rises
-    pretrain: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, lr=1e-2))
-    i_step: StageConfig = field(default_factory=lambda: StageConfig(epochs=30, lr=1e-3))
-    ii_step: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, lr=1e-3))
-
-
-@dataclass(frozen=True)
-class PseudoConfig:
-    """Two-round pseudo-label selection (Eq. 2 and 3)."""
-
-    delta_d: float = setting(0.5, low=0.0, high=1.0)
-    delta_len: float = setting(0.1, low=0.0, high=1.0)
-    scope: str = setting("cloud", choices=("cloud", "global"))
-    refresh: str = setting("iter", choices=("iter", "epoch"))
-    uncertain: str = setting("threshold", choices=("threshold", "rate", "off"))
-    beta: float = setting(0.5, low=0.0, high=1.0)
-    floor: float = setting(0.0, low=0.0, high=1.0)
-    tail_rule: str = setting("half", choices=("half", "below_mean", "all"))
-    tail_frac: float = setting(0.5, low=0.0, high=1.0)
-    rho_mode: str = setting("repaired", choices=("repaired", "literal"))
-    rho_source: str = setting("auto", choices=("auto", "labels", "predicted"))
-    votes: int = setting(1, low=1)  # augmented passes averaged when pseudo-labels are made
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The losses of the I-step (Eq. 4 to 8) and of supervised stages."""
-
-    feature: str = setting("mifl", choices=("mifl", "focal", "none"))  # beside L_seg-I
-    alpha: float = setting(0.5, low=0.0)
-    alpha_mode: str = setting("constant", choices=("constant", "confidence"))
-    gamma: float = setting(2.0, low=0.0)  # of `focal` (Eq. 4)
-    s: float = setting(10.0, low=0.0)
-    clamp_min: float | None = 0.0
-    gamma_base: str = setting("seed", choices=("seed", "efl"))
-    form: str = setting("softmax", choices=("softmax", "ovr"))
-    efl_weight: bool = False
-    g_source: str = setting("pseudo", choices=("pseudo", "all", "labels"))
-    g_act: str = setting("softmax", choices=("softmax", "sigmoid"))
-    g_reset: str = setting("iter", choices=("iter", "never"))
-    seg_norm: str = setting("joint", choices=("joint", "split"))
-    seg_lambda: float = setting(1.0, low=0.0)  # weight of the pseudo-labels where seg_norm is split
-    class_weight: str = setting("inv", choices=("inv", "none"))  # 1 / (f + 0.02) of the visible labels
-
-
-@dataclass(frozen=True)
-class SecondStepConfig:
-    """The II-step: the classifier alone, on features of a frozen backbone (Eq. 9)."""
-
-    labels: str = setting("gt", choices=("gt", "pseudo", "mixed"))
-    feature: str = setting("none", choices=("none", "mifl"))  # mifl: Table 7, the loss moved to the II-step
-    cache_passes: int = setting(4, low=1)  # augmented passes over the training set whose features are kept
-    rows: int = setting(4096, low=2)  # cached rows of one optimizer step
-    context: int = setting(512, low=0)  # unlabelled rows kept per view, for the batch norm of an MLP head
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimizer; its state starts anew in every stage."""
-
-    name: str = setting("adam", choices=("adam", "adamw", "sgd"))
-    weight_decay: float = setting(0.0, low=0.0)
-    momentum: float = setting(0.9, low=0.0, high=0.9999)  # of sgd; beta 1 of adam
-    grad_clip: float = setting(10.0, low=0.0)  # L2 norm; 0: off
-    precision: str = setting("fp32", choices=("fp32", "bf16"))
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Voting evaluation on raw points."""
-
-    votes: int = setting(4, low=1)  # augmented passes averaged
-    every_iteration: bool = True  # evaluate after the pre-training and after every iteration
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run depends on."""
-
-    seed: int = 0
-    backbone: str = setting("minkunet", choices=BACKBONES)
-    recipe: str = "decoupled"
-    labels: LabelsConfig = field(default_factory=LabelsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    view: ViewConfig = field(default_factory=ViewConfig)
-    augment: dict[str, Any] = setting({})  # transform name -> parameters, or null to switch one off
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    ii: SecondStepConfig = field(default_factory=SecondStepConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -333,6 +215,34 @@ def build(tree: dict[str, Any], source: str = "config") -> Config:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal Config."""
     return yaml.safe_dump({"resolved": True, **dataclasses.asdict(config)}, sort_keys=False)
+
+
+def digest(config: Config) -> str:
+    """16 hexadecimal digits that stand for the settings of a run, whatever its seed.
+
+    Equal settings give equal digits: the recipe's name and the engine, which computes the same numbers, do not count,
+    nor do settings at their default, so that a switch of a later version changes nothing where it is off.
+    """
+    defaults = dataclasses.asdict(Config())
+    tree = dataclasses.asdict(config)
+    for key in ("seed", "recipe"):
+        tree.pop(key)
+    tree["model"].pop("engine")
+    text = json.dumps(_changed(tree, defaults), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    changed = {}
+    for key, value in tree.items():
+        below = defaults.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and below:
+            value = _changed(value, below)
+            if value:
+                changed[key] = value
+        elif value != below:
+            changed[key] = value
+    return changed
 
 
 def loads(text: str, source: str = "config") -> Config:

@@ -9,6 +9,7 @@ import pytest
 
 from mink_decouple.cli import COMMANDS
 from mink_decouple.config import load_config, parse_overrides
+from mink_decouple.study.grid import expand, read_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,6 +27,9 @@ def test_a_command_of_the_docs_parses_and_its_configuration_loads(call):
     args = parser.parse_args(arguments)
     if name == "train" and args.config is None:
         load_config(backbone=args.backbone, recipe=args.recipe, overrides=parse_overrides(args.set))
+    elif name == "experiment":
+        file = ROOT / args.experiment
+        expand(read_experiment(file), file, parse_overrides(args.set))
     elif getattr(args, "config", None) is not None:
         load_config(ROOT / args.config)
 

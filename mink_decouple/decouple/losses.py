@@ -94,13 +94,30 @@ def logit_adjusted_cross_entropy(
     Raises:
         ValueError: no class has a positive prior.
     """
+    return cross_entropy(adjust_logits(logits, prior, tau), target, weight)
+
+
+def adjust_logits(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+    """`z + tau * log(prior)` (Menon et al.), the logits that a cross-entropy is taken of; see above.
+
+    Args:
+        logits: (n, C) floating point.
+        prior: (C,) class frequencies or counts.
+        tau: strength; a negative one asks for more of the frequent classes, not less.
+
+    Returns:
+        (n, C).
+
+    Raises:
+        ValueError: no class has a positive prior.
+    """
     prior = prior.to(device=logits.device, dtype=torch.float64)
     if not bool((prior > 0).any()):
         raise ValueError("prior: every class has frequency 0, at least one must be positive")
     rarest = prior[prior > 0].min()
     log_prior = (torch.where(prior > 0, prior, rarest) / prior.sum()).log()
     logits = _full_precision(logits)
-    return cross_entropy(logits + tau * log_prior.to(logits.dtype), target, weight)
+    return logits + tau * log_prior.to(logits.dtype)
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float, alpha: float | Tensor = 0.5) -> tuple[Tensor, Tensor]:

@@ -244,6 +244,24 @@ def select(
     )
 
 
+def give_spread(labels: PseudoLabels, visible: Tensor, spread: Tensor) -> PseudoLabels:
+    """Pseudo-labels of one cloud with those that given labels spread to: certain, confidence 1, in place of any other.
+
+    Not part of the paper; see `data.segments.spread_labels`.
+
+    Args:
+        labels: selected so far.
+        visible: (n,) int64 given labels, -1 = not visible; their points stay without a pseudo-label.
+        spread: (n,) int64 label that reaches each point, -1 none.
+    """
+    reached = (spread != NONE) & (visible == NONE)
+    return PseudoLabels(
+        label=torch.where(reached, spread, labels.label),
+        round=labels.round.masked_fill(reached, CERTAIN),
+        confidence=labels.confidence.masked_fill(reached, 1.0),
+    )
+
+
 @dataclass(frozen=True)
 class Quality:
     """How good pseudo-labels are against hidden truth, for logs; add those of several clouds.

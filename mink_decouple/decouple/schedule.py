@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 KINDS = ("pretrain", "I", "II", "joint")
 MODES = ("decoupled", "joint", "supervised")
 PARTS = ("all", "backbone", "classifier")
 LR_POLICIES = ("exp", "cosine", "constant")
 LABELS = ("gt", "pseudo", "mixed")
 REFRESHES = ("iter", "epoch", "batch")
+WHERE = {"all": ("pretrain", "I", "joint"), "pretrain": ("pretrain",), "i_step": ("I", "joint")}
+"""Stages that a switch beyond the paper may be on in, by the word of the configuration: kinds of stage."""
 
 # (pre-training, I- and II-step): the paper prints both 0.01 and 0.001 as initial rate. A ends the pre-training at
 # 0.0013, where the steps go on with 0.001; B restarts every step at 0.01.
@@ -165,6 +169,30 @@ def refresh_due(stage: Stage, epoch: int, step: int) -> bool:
     if stage.refresh is None:
         return False
     return {"iter": epoch == 0 and step == 0, "epoch": step == 0, "batch": True}[stage.refresh]
+
+
+def covers(where: str, stage: Stage) -> bool:
+    """Whether a switch that is on in `where` (a key of `WHERE`) is on in this stage; never in a II-step.
+
+    Raises:
+        ValueError: unknown word.
+    """
+    _check("stages", where, tuple(WHERE))
+    return stage.kind in WHERE[where]
+
+
+def average_decay(decay: float, updates: int | Tensor) -> float | Tensor:
+    """Decay of a moving average that has been updated so often, `min(decay, (1 + t) / (10 + t))`.
+
+    A constant decay would keep the start in the average for some `1 / (1 - decay)` updates; this one begins at 0.1, so
+    that an average of few updates is one of recent values (as `tf.train.ExponentialMovingAverage` with `num_updates`).
+
+    Args:
+        decay: in the long run.
+        updates: t, those made before this one; a tensor gives one decay for each.
+    """
+    early = (1.0 + updates) / (10.0 + updates)
+    return early.clamp_max(decay) if isinstance(early, Tensor) else min(decay, early)
 
 
 def _check(key: str, value: str, choices: tuple[str, ...]) -> None:

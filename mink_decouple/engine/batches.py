@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mink_decouple.config import Config
 from mink_decouple.data.collate import Batch, View, collate, point_view, rows_from_points, voxel_view
+from mink_decouple.data.mixing import halves, join
 from mink_decouple.data.neighbors import Level
 from mink_decouple.data.sampling import CropSampler, SampleIndex, SceneSampler
 from mink_decouple.data.transforms import Sample, assemble_features, compose, take
@@ -35,7 +36,7 @@ class Labelled:
         batch: what the network sees; `batch.target` holds the visible labels.
         pseudo: (n,) int64 pseudo-labels of the rows, -1 where there is none or where a given label is visible.
         confidence: (n,) float32 mean confidence of a row's pseudo-labelled points, 0 where there is none.
-        points: (r,) int64 grid point of every sample point.
+        points: (r,) int64 grid point of every sample point; in a mixed sample, of the scene that the point is from.
         later: ratios and neighbours of the pyramid where `to` shall make it, on the device; None where none is wanted.
     """
 
@@ -100,20 +101,28 @@ def make_batch(
     augment: Callable[[Sample, np.random.Generator], Sample],
     rng: np.random.Generator,
     device: torch.device | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Labelled:
     """Cut, augment and view several samples, and carry their labels to the rows.
 
     A row that merges several points takes their majority label; a given label hides any pseudo-label of the row. Where
-    the batch is bound for a `device` that searches neighbours faster, that is left to `Labelled.to`.
+    the batch is bound for a `device` that searches neighbours faster, that is left to `Labelled.to`. `groups` names the
+    items that are laid into each other as one sample (see `draw`); None leaves each by itself.
     """
     views, pseudo, confidence, points = [], [], [], []
     later = pyramid_later(config, device)
-    for scene, labels, index in items:
-        sample = augment(take(scene.grid, index, labels.visible, config.data.centre), rng)
-        views.append(make_view(config, sample, rng, with_pyramid=later is None))
-        pseudo.append(labels.pseudo[sample.points])
-        confidence.append(labels.confidence[sample.points])
-        points.append(sample.points)
+    for group in groups or [(number,) for number in range(len(items))]:
+        samples = []
+        for scene, labels, index in (items[number] for number in group):
+            samples.append(augment(take(scene.grid, index, labels.visible, config.data.centre), rng))
+        if len(group) > 1 and halves_samples(config):
+            samples = halves(samples, rng)
+        views.append(make_view(config, join(samples), rng, with_pyramid=later is None))
+        for number, sample in zip(group, samples, strict=True):
+            labels = items[number][1]
+            pseudo.append(labels.pseudo[sample.points])
+            confidence.append(labels.confidence[sample.points])
+            points.append(sample.points)
     batch = collate(views)
     point_pseudo = torch.from_numpy(np.concatenate(pseudo))
     rows = rows_from_points(point_pseudo, batch, classes)
@@ -140,6 +149,39 @@ def make_sampler(config: Config, scenes: Sequence[Scene]) -> CropSampler | Scene
     )
 
 
+def halves_samples(config: Config) -> bool:
+    """Whether a mixed sample is made of halves: of RandLA-Net, whose crops have one size, and where a step has one."""
+    return config.backbone == "randla" or config.view.batch == 1
+
+
+def draw(
+    config: Config, sampler: CropSampler | SceneSampler, rng: np.random.Generator, mix: float
+) -> tuple[list[SampleIndex], list[tuple[int, ...]] | None]:
+    """The crops of a micro-batch, and which of them are one sample; None for each by itself.
+
+    With probability `mix` the first and the second crop are laid into each other, the third and the fourth, and so on:
+    as in the source, half as many samples of twice the points. With one crop a step, and for RandLA-Net, each crop
+    instead gets with that probability a partner drawn like it, and `make_batch` keeps a random half of the points of
+    each. Either way a step has no more points than without.
+    """
+    drawn = [sampler.next(rng) for _ in range(config.view.batch)]
+    if mix == 0:
+        return drawn, None
+    count = len(drawn)
+    groups: list[tuple[int, ...]] = []
+    if halves_samples(config):
+        for number in range(count):
+            groups.append((number,))
+            if rng.random() < mix:
+                groups[-1] = (number, len(drawn))
+                drawn.append(sampler.next(rng))
+        return drawn, groups
+    for number in range(0, count, 2):
+        pair = tuple(range(number, min(number + 2, count)))
+        groups += [pair] if rng.random() < mix else [(one,) for one in pair]
+    return drawn, groups
+
+
 def training_batches(
     config: Config,
     classes: int,
@@ -149,18 +191,22 @@ def training_batches(
     count: int,
     key: tuple[int | str, ...],
     device: torch.device | None = None,
+    mix: float = 0.0,
 ) -> Generator[Labelled, None, None]:
-    """`count` batches; the draw of batch i depends on the sampler's state and on (seed, key, i) only."""
+    """`count` batches; the draw of batch i depends on the sampler's state and on (seed, key, i) only.
+
+    `mix` is the probability of `draw`.
+    """
     augment = compose(config.augment)
 
     def jobs() -> Iterator[Callable[[], Labelled]]:
         for i in range(count):
             rng = generator(config.seed, *key, i)
-            drawn = [sampler.next(rng) for _ in range(config.view.batch)]
+            drawn, groups = draw(config, sampler, rng, mix)
             items = [(scenes[d.scene], labels[d.scene], d) for d in drawn]
 
-            def job(items: Any = items, rng: np.random.Generator = rng) -> Labelled:
-                return make_batch(config, classes, items, augment, rng, device)
+            def job(items: Any = items, rng: np.random.Generator = rng, groups: Any = groups) -> Labelled:
+                return make_batch(config, classes, items, augment, rng, device, groups)
 
             yield job
 

@@ -116,11 +116,22 @@ def predict_blocks(
     model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device
 ) -> Iterator[np.ndarray]:
     """Train ids of the raw points of a scene in their order, (n,) int64 of `scenes.BLOCK_POINTS` at a time."""
-    best = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
+    best = predict_grid(model, config, scene, classes, device)
     for points in scene.point_blocks():
         yield best[points]
 
 
+def predict_grid(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
+    """(V,) int64 train ids of every grid point of a scene."""
+    best: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
+    return best
+
+
+def raw_of(best: np.ndarray, scene: Scene) -> np.ndarray:
+    """(N,) int64 train ids of every raw point of a scene, from those of its (V,) grid points."""
+    return np.concatenate([np.empty(0, np.int64), *(best[points] for points in scene.point_blocks())])
+
+
 def predict_raw(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
     """(N,) int64 train ids of every raw point of a scene."""
-    return np.concatenate([np.empty(0, np.int64), *predict_blocks(model, config, scene, classes, device)])
+    return raw_of(predict_grid(model, config, scene, classes, device), scene)

@@ -1,4 +1,4 @@
-"""A mapping whose values are made when asked for and not kept."""
+"""Mappings whose values are made when asked for, and kept or not."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ class PerScene(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._scenes)
+
+
+class Kept(PerScene[T]):
+    """The same, made once and kept in memory."""
+
+    def __init__(self, scenes: Sequence[Scene], make: Callable[[Scene], T]) -> None:
+        super().__init__(scenes, make)
+        self._held: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._held:
+            self._held[name] = super().__getitem__(name)
+        return self._held[name]

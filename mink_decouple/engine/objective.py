@@ -8,8 +8,10 @@ from torch import Tensor
 
 from mink_decouple.config import LossConfig
 from mink_decouple.decouple.balance import GradientRatio, focusing_factors
+from mink_decouple.decouple.erda import Alignment, alignment_loss
 from mink_decouple.decouple.losses import (
     Term,
+    adjust_logits,
     cross_entropy,
     feature_loss,
     focal,
@@ -32,6 +34,9 @@ class Objective:
         weight: (C,) class weights or None.
         rho: (C,) imbalance ratio of this iteration.
         ratio: accumulated gradient ratio g^c.
+        tau: strength of the logit adjustment of the cross-entropy; 0 for none.
+        prior: (C,) class counts behind it.
+        alignment: prototypes of ERDA, or None.
     """
 
     config: LossConfig
@@ -40,15 +45,25 @@ class Objective:
     weight: Tensor | None
     rho: Tensor
     ratio: GradientRatio
+    tau: float = 0.0
+    prior: Tensor | None = None
+    alignment: Alignment | None = None
 
     def counts(self, target: Tensor, pseudo: Tensor) -> dict[str, int]:
         """Divisors that a batch contributes to its optimizer step; the trainer adds them over micro-batches."""
         given, found = int((target != NONE).sum()), int((pseudo != NONE).sum())
         seg = {"gt": given, "pseudo": found, "mixed": given + found}[self.labels]
-        return {"seg": seg, "seg_gt": given, "seg_pseudo": found, "feature": found}
+        counts = {"seg": seg, "seg_gt": given, "seg_pseudo": found, "feature": found}
+        return counts if self.alignment is None else {**counts, "erda": len(target) - given}
 
     def __call__(
-        self, logits: Tensor, target: Tensor, pseudo: Tensor, confidence: Tensor, counts: dict[str, float]
+        self,
+        logits: Tensor,
+        target: Tensor,
+        pseudo: Tensor,
+        confidence: Tensor,
+        counts: dict[str, float],
+        features: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, divided by the counts of the whole step, and the value of each term.
 
@@ -58,13 +73,15 @@ class Objective:
             pseudo: (n,) int64 pseudo-labels, -1 none.
             confidence: (n,) float32 of the pseudo-labels.
             counts: sums of `counts()` over the step.
+            features: (n, D) that the logits are of; the alignment needs them.
         """
         c = self.config
         terms: list[Term] = []
+        told = logits if self.tau == 0 or self.prior is None else adjust_logits(logits, self.prior, self.tau)
         if self.labels == "mixed":
-            terms += segmentation_terms(logits, target, pseudo, c.seg_norm, c.seg_lambda, self.weight)
+            terms += segmentation_terms(told, target, pseudo, c.seg_norm, c.seg_lambda, self.weight)
         else:
-            terms.append(Term("seg", *cross_entropy(logits, target if self.labels == "gt" else pseudo, self.weight)))
+            terms.append(Term("seg", *cross_entropy(told, target if self.labels == "gt" else pseudo, self.weight)))
         if self.feature != "none":
             alpha = confidence if c.alpha_mode == "confidence" else c.alpha
             if self.feature == "focal":
@@ -74,6 +91,9 @@ class Objective:
                 terms.append(Term("feature", *total))
                 rows = {"pseudo": pseudo, "labels": target, "all": merge_targets(target, pseudo)}[c.g_source]
                 self.ratio.update(logits, rows)
+        if self.alignment is not None and features is not None:
+            spread = alignment_loss(self.alignment(features, target), logits, target)
+            terms.append(Term("erda", *spread, scale=c.erda))
         loss = feature_loss(terms, counts)
         values = {t.name: float(t.total.detach()) * t.scale / max(counts[t.name], 1.0) for t in terms}
         return loss, values

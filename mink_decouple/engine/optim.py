@@ -12,9 +12,9 @@ class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
 
 
-def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """A fresh optimizer over the parameters of `module` that learn."""
-    params = [p for p in module.parameters() if p.requires_grad]
+def make_optimizer(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:
+    """A fresh optimizer over the parameters of `modules` that learn."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
     # fused: one pass over all parameters instead of a dozen
     if config.name == "sgd":
         return torch.optim.SGD(params, lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)

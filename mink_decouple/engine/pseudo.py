@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from mink_decouple.config import Config
+from mink_decouple.data.segments import over_segment, smooth, spread_labels
 from mink_decouple.decouple.balance import imbalance_ratio, select_counts
 from mink_decouple.decouple.pseudo_labels import (
     PseudoLabels,
     Quality,
     SelectionOptions,
     cloud_thresholds,
+    give_spread,
     predicted_counts,
     quality,
     select,
@@ -27,7 +29,7 @@ from mink_decouple.decouple.pseudo_labels import (
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.events import progress
-from mink_decouple.engine.lazy import PerScene
+from mink_decouple.engine.lazy import Kept, PerScene
 from mink_decouple.engine.predict import probabilities
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.segmenter import Segmenter
@@ -46,6 +48,7 @@ class Selection:
         predicted: (C,) unlabelled grid points predicted as each class.
         tail: class ids of the tail.
         quality: against the hidden truth where there is any; None elsewhere. For logs only.
+        spread: (C,) points that given labels spread to; None where they do not.
     """
 
     table: PseudoLabelTable
@@ -53,6 +56,7 @@ class Selection:
     predicted: Tensor
     tail: Tensor
     quality: Quality | None
+    spread: Tensor | None = None
 
 
 def labelled_counts(scenes: Sequence[Scene], classes: int) -> Tensor:
@@ -83,15 +87,31 @@ def selection_options(config: Config) -> SelectionOptions:
     )
 
 
+def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndarray]:
+    """(V,) int32 segments of every scene (`over_segment`), made when first asked for and kept: 4 bytes a grid point."""
+    return Kept(scenes, lambda scene: over_segment(scene.grid, config.segments))
+
+
 def make_pseudo_labels(
-    model: Segmenter, config: Config, scenes: Sequence[Scene], classes: int, device: torch.device
+    model: Segmenter,
+    config: Config,
+    scenes: Sequence[Scene],
+    classes: int,
+    device: torch.device,
+    segments: Mapping[str, np.ndarray] | None = None,
 ) -> Selection:
-    """Predict every training scene in evaluation mode and select pseudo-labels."""
+    """Predict every training scene in evaluation mode and select pseudo-labels.
+
+    `segments` are those of `segments_of`, for `pseudo.smooth` and `labels.spread`; None makes them where needed.
+    """
     p, options = config.pseudo, selection_options(config)
+    segments = segments_of(config, scenes) if segments is None else segments
     visible = PerScene(scenes, lambda scene: torch.from_numpy(scene.visible))
     probs = _room(scenes, classes)
     for s in progress(scenes, "pseudo-labels"):
-        probs[s.name].copy_(torch.from_numpy(probabilities(model, config, s, classes, device, p.votes)))
+        voted = probabilities(model, config, s, classes, device, p.votes)
+        voted = smooth(voted, segments[s.name]) if p.smooth == "segments" else voted
+        probs[s.name].copy_(torch.from_numpy(voted))
     predicted = torch.stack([predicted_counts(probs[s.name], visible[s.name]) for s in scenes]).sum(0)
     rho = imbalance_ratio(select_counts(labelled_counts(scenes, classes), predicted, p.rho_source), p.rho_mode)
     tail = tail_classes(predicted, options.tail_rule, options.tail_frac)
@@ -99,19 +119,24 @@ def make_pseudo_labels(
     if p.scope == "global":
         certain, uncertain = _global_thresholds(probs, visible, rho, options)
     total: Quality | None = None
+    reached = torch.zeros(classes, dtype=torch.int64) if config.labels.spread == "segments" else None
 
     def choose() -> Iterator[tuple[str, PseudoLabels]]:
-        nonlocal total
+        nonlocal total, reached
         for scene in scenes:
             shown, truth = visible[scene.name], scene.truth
             labels = select(probs[scene.name], shown, rho, tail, options, certain, uncertain)
+            if reached is not None:
+                spread = torch.from_numpy(spread_labels(shown.numpy(), segments[scene.name]))
+                labels = give_spread(labels, shown, spread)
+                reached = reached + torch.bincount(spread[(spread >= 0) & (shown < 0)], minlength=classes)
             if (truth >= 0).any():
                 found = quality(labels, torch.from_numpy(truth), classes, shown)
                 total = found if total is None else total + found
             yield scene.name, labels
 
     table = PseudoLabelTable(classes, choose())  # packs each scene before the next is chosen
-    return Selection(table, rho, predicted, tail, total)
+    return Selection(table, rho, predicted, tail, total, reached)
 
 
 def _room(scenes: Sequence[Scene], classes: int) -> dict[str, Tensor]:
@@ -170,6 +195,17 @@ def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> Map
     return PerScene(scenes, labels)
 
 
+def spread_scene_labels(scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, SceneLabels]:
+    """Labels of every scene: the given ones, and for pseudo-labels those that they spread to, with confidence 1."""
+
+    def labels(scene: Scene) -> SceneLabels:
+        shown = scene.visible
+        spread = np.where(shown < 0, spread_labels(shown, segments[scene.name]), -1)
+        return SceneLabels(shown, spread, (spread >= 0).astype(np.float32))
+
+    return PerScene(scenes, labels)
+
+
 def quality_record(selection: Selection, names: Sequence[str]) -> dict[str, Any]:
     """Counts, precision and recall per class and round for metrics.jsonl; None where undefined."""
     counts = selection.table.counts()
@@ -180,6 +216,8 @@ def quality_record(selection: Selection, names: Sequence[str]) -> dict[str, Any]
         "rho": {n: round(float(r), 6) for n, r in zip(names, selection.rho)},
         "tail": [names[int(c)] for c in selection.tail],
     }
+    if selection.spread is not None:
+        record["spread"] = dict(zip(names, selection.spread.tolist()))
     if selection.quality is not None:
         q = selection.quality
         for key, values in (

@@ -83,6 +83,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def peak_memory(device: torch.device) -> float | None:
+    """Most memory of this process so far, MiB: allocated by torch on a GPU, resident elsewhere; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under its final name only when it is whole."""
     temporary = path.with_name(f".{path.name}.part")

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mink_decouple.config import Config
 from mink_decouple.data.sampling import SampleIndex
 from mink_decouple.data.transforms import compose
+from mink_decouple.decouple.losses import merge_targets
 from mink_decouple.decouple.schedule import Stage, learning_rate
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
 from mink_decouple.engine.events import progress
@@ -83,6 +84,34 @@ def cache_features(
     return Features(*(torch.cat(column) for column in zip(*parts)))
 
 
+def balanced_order(label: Tensor, order: torch.Generator) -> Tensor:
+    """Rows of one epoch in which every class with labels occurs as often as any other, cRT's class-balanced sampling.
+
+    (Kang et al., "Decoupling representation and classifier", ICLR 2020; not part of the paper.) As many labelled rows
+    as there are, each by a class drawn uniformly and then a row of it, with replacement; and every unlabelled row once,
+    for batch norm.
+
+    Args:
+        label: (m,) int64 class that a row is trained on, -1 none.
+        order: source of the draws.
+
+    Returns:
+        (m,) int64 rows in random order.
+    """
+    label = label.cpu()
+    rest, held = (label < 0).nonzero().flatten(), (label >= 0).nonzero().flatten()
+    held = held[torch.argsort(label[held], stable=True)]
+    size = torch.bincount(label[held])
+    begin = size.cumsum(0) - size
+    present = size.nonzero().flatten()
+    if len(held):
+        chosen = present[torch.randint(len(present), (len(held),), generator=order)]
+        place = (torch.rand(len(held), generator=order, dtype=torch.float64) * size[chosen]).long()
+        held = held[begin[chosen] + place]
+    rows = torch.cat([held, rest])
+    return rows[torch.randperm(len(rows), generator=order)]
+
+
 def train_classifier(
     model: Segmenter, config: Config, stage: Stage, cached: Features, objective: Objective, key: str
 ) -> float:
@@ -91,11 +120,13 @@ def train_classifier(
     model.train()
     count = len(cached.target)
     steps = -(-count // config.ii.rows)
+    label = cached.pseudo if config.ii.labels == "pseudo" else merge_targets(cached.target, cached.pseudo)
     order = torch.Generator().manual_seed(derive_seed(config.seed, key, "order"))
     mean = 0.0
     for epoch in progress(range(stage.epochs), stage.name):
         losses = []
-        shuffled = torch.randperm(count, generator=order)
+        balanced = config.ii.sampler == "balanced"
+        shuffled = balanced_order(label, order) if balanced else torch.randperm(count, generator=order)
         for step, rows in enumerate(shuffled.chunk(steps)):
             rows = rows.to(cached.feats.device)
             target, pseudo = cached.target[rows], cached.pseudo[rows]

@@ -12,8 +12,19 @@ import torch
 
 from mink_decouple.config import Config, dump
 from mink_decouple.data.budget import LabelSet
+from mink_decouple.data.transforms import assemble_features, compose
 from mink_decouple.engine import checkpoint
+from mink_decouple.engine.batches import SceneLabels, make_batch
+from mink_decouple.engine.optim import make_optimizer
+from mink_decouple.engine.predict import crops
+from mink_decouple.engine.pseudo import selection_options
+from mink_decouple.engine.runtime import generator
+from mink_decouple.engine.scenes import Scene
 from mink_decouple.metrics import ConfusionMatrix
+from mink_decouple.models.segmenter import Segmenter
+
+PLAIN = ("stage", "epoch", "step", "rho", "predicted", "best", "seconds", "peak")
+"""Attributes of `State` that a checkpoint holds as they are."""
 
 
 @dataclass
@@ -25,25 +36,29 @@ class State:
         epoch: epochs of it that are done.
         step: optimizer steps done in all.
         rho: (C,) imbalance ratio of the current pseudo-labels.
+        predicted: (C,) unlabelled grid points predicted as each class when they were made.
         matrices: confusion matrices to show: "pre-trained", "final".
         predictions: by the same names, (N,) predicted train ids of the pictured scene.
         best: stage and mIoU of the best evaluation.
         seconds: wall-clock time by stage.
+        peak: most memory that a process of the run has had, MiB; None where unknown.
     """
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
     rho: torch.Tensor | None = None
+    predicted: torch.Tensor | None = None
     matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=lambda: {"stage": None, "miou": -1.0})
     seconds: dict[str, float] = field(default_factory=dict)
+    peak: float | None = None
 
     def pack(self) -> dict[str, Any]:
         """Plain data and tensors for a checkpoint."""
         return {
-            **{key: getattr(self, key) for key in ("stage", "epoch", "step", "rho", "best", "seconds")},
+            **{key: getattr(self, key) for key in PLAIN},
             "matrices": {k: torch.from_numpy(m.counts.copy()) for k, m in self.matrices.items()},
             "predictions": {k: torch.from_numpy(v.astype(np.int16)) for k, v in self.predictions.items()},
         }
@@ -53,7 +68,7 @@ class State:
         """The inverse of `pack`."""
         matrices = {k: v.numpy() for k, v in packed["matrices"].items()}
         predictions = {k: v.numpy().astype(np.int64) for k, v in packed["predictions"].items()}
-        rest = {k: packed[k] for k in ("stage", "epoch", "step", "rho", "best", "seconds")}
+        rest = {k: packed[k] for k in PLAIN}
         return cls(
             **rest, matrices={k: ConfusionMatrix(len(v), v) for k, v in matrices.items()}, predictions=predictions
         )
@@ -98,6 +113,29 @@ def require_same_run(
     checkpoint.require_classes(path, saved, tuple(classes))
     if saved["labels_checksum"] != labels.checksum:
         raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
+
+
+def try_settings(
+    config: Config, model: Segmenter, scenes: Sequence[Scene], eval_scenes: Sequence[Scene], classes: int
+) -> None:
+    """Use every setting and look at every scene once, so that a mistake shows before anything is written.
+
+    Raises:
+        ValueError: names the setting or the scene.
+    """
+    selection_options(config)
+    make_optimizer(config.optim, model)
+    for scene in (*scenes, *eval_scenes):
+        grid = scene.grid
+        if len(grid) == 0:
+            raise ValueError(f"{scene.name}: has no points")
+        assemble_features({**grid.features, "offset": grid.coords}, grid.coords, config.data.features)
+    for scene in eval_scenes:
+        if not scene.labelled or not (scene.truth >= 0).any():
+            raise ValueError(f"{scene.name}: has no labels to score against, but stands in the evaluation split")
+    first = scenes[0]
+    item = (first, SceneLabels.given(first), crops(config, first)[0])
+    make_batch(config, classes, [item], compose(config.augment), generator(config.seed, "try"))
 
 
 def _without_engine(text: str) -> list[str]:

@@ -4,63 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mink_decouple.config import Config, dump
+from mink_decouple.config import Config, digest, dump
 from mink_decouple.data.budget import describe
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
-from mink_decouple.data.transforms import assemble_features, compose
-from mink_decouple.decouple.balance import GradientRatio
+from mink_decouple.decouple.balance import GradientRatio, select_counts
+from mink_decouple.decouple.erda import Alignment
 from mink_decouple.decouple.losses import class_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
-from mink_decouple.decouple.schedule import Stage, build_schedule, learning_rate, refresh_due
+from mink_decouple.decouple.schedule import Stage, build_schedule, covers, learning_rate, refresh_due
 from mink_decouple.engine import checkpoint
-from mink_decouple.engine.batches import SceneLabels, make_batch, make_sampler, training_batches
-from mink_decouple.engine.evaluate import evaluate, make_model, predict_raw
+from mink_decouple.engine.batches import SceneLabels, make_sampler, training_batches
+from mink_decouple.engine.ema import Networks
+from mink_decouple.engine.evaluate import evaluate, make_model, predict_grid, raw_of
 from mink_decouple.engine.events import Events, progress, say
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import apply_gradients, backward, make_optimizer, set_rate
-from mink_decouple.engine.predict import crops
+from mink_decouple.engine.outcome import Result, final_metrics, highest
 from mink_decouple.engine.pseudo import (
     labelled_counts,
     make_pseudo_labels,
     quality_record,
     scene_labels,
-    selection_options,
+    segments_of,
+    spread_scene_labels,
 )
-from mink_decouple.engine.runtime import environment, generator, seed_torch, write_json
-from mink_decouple.engine.scenes import Scene, load_split, open_dataset, reveal, training_labels
+from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, seed_torch, write_json
+from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
-from mink_decouple.engine.state import State, label_budget, require_same_run, saved_run
+from mink_decouple.engine.snapshots import Snapshots, richest
+from mink_decouple.engine.state import State, label_budget, require_same_run, saved_run, try_settings
 from mink_decouple.metrics import ClassGroups, ConfusionMatrix, class_groups
 from mink_decouple.models.segmenter import Segmenter
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run leaves for reports.
-
-    Attributes:
-        metrics: the content of metrics.json.
-        classes: of the data.
-        groups: head, waist and tail class ids.
-        matrices: "pre-trained" and "final" confusion matrices on raw points.
-        scene: one evaluation scene.
-        predictions: its (N,) predicted train ids, by the same names.
-    """
-
-    metrics: dict[str, Any]
-    classes: Classes
-    groups: ClassGroups
-    matrices: dict[str, ConfusionMatrix]
-    scene: Scene
-    predictions: dict[str, np.ndarray]
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
@@ -110,8 +91,16 @@ class Trainer:
         self.labels = training_labels(config, self.dataset, train, labels_file if saved else None)
         self.scenes = reveal(train, self.labels)
         self.by_name = {s.name: s for s in self.scenes}
-        self.groups = self._groups()
+        truth = np.stack([s.truth_counts(self.count) for s in self.scenes])  # hidden labels, for reports only
+        # head, waist and tail of what is visible where nothing else is known
+        self.groups: ClassGroups = class_groups(truth.sum(0) if truth.any() else self.labels.counts)
+        self.pictured = richest(self.eval_scenes, np.stack([s.truth_counts(self.count) for s in self.eval_scenes]))
+        shown = (richest(self.scenes, truth), self.pictured)
+        self.snapshots = Snapshots(output, config, self.count, device, *shown)
+        self.segments = segments_of(config, self.scenes)
         self.model: Segmenter = make_model(config, self.classes, device)
+        self.networks = Networks(self.model, config.ema, lambda: make_model(config, self.classes, device))
+        self.alignment = self._alignment()
         self.sampler = make_sampler(config, self.scenes)
         self.optimizer: torch.optim.Optimizer | None = None
         self.state = State()
@@ -120,12 +109,14 @@ class Trainer:
             weight = class_weights(labelled_counts(self.scenes, self.count).sum(0)).to(device)
         self.weight = weight
         self.ratio = GradientRatio(self.count, config.loss.g_act)
-        self._try_settings()
+        try_settings(config, self.model, self.scenes, self.eval_scenes, self.count)
         self.events: Events
         if saved is None:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.yaml").write_text(dump(config), encoding="utf-8")
-            write_json(output / "environment.json", {**environment(device), "seed": config.seed})
+            write_json(
+                output / "environment.json", {**environment(device), "seed": config.seed, "digest": digest(config)}
+            )
             self.labels.save(labels_file)
             self.events = Events(output)
         else:
@@ -140,6 +131,7 @@ class Trainer:
                 self._classifier_stage(stage)
             else:
                 self._network_stage(stage)
+            self.networks.stage_ends(stage.kind)
             self._score(stage)
             self.state.stage, self.state.epoch, self.optimizer = self.state.stage + 1, 0, None
             self.save()
@@ -148,15 +140,16 @@ class Trainer:
     def _network_stage(self, stage: Stage) -> None:
         """Pre-training, an I-step or a joint step: epochs over crops."""
         config, state = self.config, self.state
-        self.model.freeze("classifier" if stage.trains == "backbone" else None)
         table_path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
         if stage.uses_pseudo and state.epoch == 0 and config.loss.g_reset == "iter":
             self.ratio.reset()
         labels = scene_labels(self.scenes, PseudoLabelTable.load(table_path) if self._made(stage) else None)
+        if self._spreads_early(stage):
+            labels = spread_scene_labels(self.scenes, self.segments)
         if isinstance(self.sampler, CropSampler):
             self.sampler.label_centred = 0.0 if stage.uses_pseudo else config.view.label_centred
         if self.optimizer is None:
-            self.optimizer = make_optimizer(config.optim, self.model)
+            self.optimizer = self._optimizer(stage)
         steps = config.schedule.steps or self._steps()
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
             if refresh_due(stage, epoch, 0):
@@ -171,6 +164,9 @@ class Trainer:
             self.events.scalars(f"train/{stage.kind}", losses, state.step)
             if objective.feature == "mifl":
                 self.events.scalars("gamma", dict(zip(self.classes.names, objective.gamma().tolist())), state.step)
+            scored_next = stage.kind == "joint" and state.epoch == stage.epochs
+            if config.eval.every == "epoch" and stage.uses_pseudo and not scored_next:
+                self._evaluate(stage, epoch=state.epoch, iteration=stage.iteration)
             if state.epoch < stage.epochs:
                 self.save()
 
@@ -180,9 +176,9 @@ class Trainer:
         """One pass of `steps` optimizer steps; returns the mean of each loss term."""
         config, micro = self.config, self.config.view.accumulate
         assert self.optimizer is not None
-        batches = training_batches(
-            config, self.count, self.by_name, labels, self.sampler, steps * micro, (stage.name, epoch), self.device
-        )
+        mix = config.view.mix if covers(config.view.mix_stages, stage) else 0.0
+        drawn = config, self.count, self.by_name, labels, self.sampler
+        batches = training_batches(*drawn, steps * micro, (stage.name, epoch), self.device, mix)
         sums: dict[str, float] = {}
         for step in range(steps):
             items = [next(batches).to(self.device) for _ in range(micro)]
@@ -196,12 +192,14 @@ class Trainer:
             where = f"{stage.name}, epoch {epoch}, scenes {names}"
             for item in items:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
-                    logits = self.model(item.batch)
-                loss, values = objective(logits, item.batch.target, item.pseudo, item.confidence, counts)
+                    features = self.model.features(item.batch)
+                    logits = self.model.classifier(features)
+                loss, values = objective(logits, item.batch.target, item.pseudo, item.confidence, counts, features)
                 backward(loss, where)
                 for key, value in values.items():
                     sums[key] = sums.get(key, 0.0) + value / steps
             apply_gradients(config.optim, self.optimizer, where)
+            self.networks.step()
             self.state.step += 1
         batches.close()
         return sums
@@ -221,6 +219,22 @@ class Trainer:
         self.events.scalars("train/II", {"loss": loss}, self.state.step)
         self._add_seconds(stage.name, started)
 
+    def _alignment(self) -> Alignment | None:
+        loss, width = self.config.loss, self.model.backbone.out_channels
+        assert isinstance(width, int)
+        seed = derive_seed(self.config.seed, "alignment")
+        made = Alignment(width, self.count, loss.erda_momentum, loss.erda_temperature, seed) if loss.erda else None
+        return None if made is None else made.to(self.device)
+
+    def _aligned(self, stage: Stage) -> Alignment | None:
+        return self.alignment if covers(self.config.loss.erda_stages, stage) else None
+
+    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        """A fresh optimizer of what learns in a stage of the backbone; the rest is frozen."""
+        self.model.freeze("classifier" if stage.trains == "backbone" else None)
+        aligned = self._aligned(stage)
+        return make_optimizer(self.config.optim, self.model, *([] if aligned is None else [aligned]))
+
     def _objective(self, stage: Stage) -> Objective:
         config = self.config
         rho = self.state.rho if self.state.rho is not None else torch.ones(self.count)
@@ -228,16 +242,24 @@ class Trainer:
             labels, feature = config.ii.labels, config.ii.feature
         elif stage.uses_pseudo:
             labels, feature = "mixed", config.loss.feature
+        elif self._spreads_early(stage):
+            labels, feature = "mixed", "none"
         else:
             labels, feature = "gt", "none"
-        return Objective(config.loss, labels, feature, self.weight, rho, self.ratio)
+        tau, prior = config.ii.logit_adjust if stage.kind == "II" else 0.0, None
+        if tau:
+            labelled = labelled_counts(self.scenes, self.count)
+            prior = select_counts(labelled, self.state.predicted, config.pseudo.rho_source)
+        return Objective(config.loss, labels, feature, self.weight, rho, self.ratio, tau, prior, self._aligned(stage))
 
     def _pseudo_labels(self, stage: Stage, path: Path) -> Mapping[str, SceneLabels]:
         """Make, keep and report the pseudo-labels of an iteration."""
         started = time.perf_counter()
-        selection = make_pseudo_labels(self.model, self.config, self.scenes, self.count, self.device)
+        source = self.networks.asked("pseudo")
+        selection = make_pseudo_labels(source, self.config, self.scenes, self.count, self.device, self.segments)
         checksum = selection.table.save(path)
-        self.state.rho = selection.rho
+        self.snapshots.pseudo_labels(stage.iteration, selection.table[self.snapshots.train.name])
+        self.state.rho, self.state.predicted = selection.rho, selection.predicted
         record = quality_record(selection, self.classes.names)
         self.events.record(
             "pseudo_labels", self.state.step, stage=stage.name, iteration=stage.iteration, checksum=checksum, **record
@@ -253,60 +275,65 @@ class Trainer:
         self._add_seconds(f"{stage.name}_pseudo_labels", started)
         return scene_labels(self.scenes, selection.table)
 
+    def _spreads_early(self, stage: Stage) -> bool:
+        """Whether a pre-training learns from the segments of given labels as well."""
+        labels = self.config.labels
+        return stage.kind == "pretrain" and labels.spread == "segments" and labels.spread_in == "all"
+
     def _made(self, stage: Stage) -> bool:
         """Whether a resumed stage takes up the pseudo-labels it began with."""
         return stage.uses_pseudo and self.state.epoch > 0
 
     def _score(self, stage: Stage) -> None:
         """Score after the pre-training and after every iteration; remember the best."""
-        last_stage = self.state.stage + 1 == len(self.stages)
-        ends_iteration = stage.kind in ("pretrain", "II", "joint")
-        if not ends_iteration or not (self.config.eval.every_iteration or last_stage or stage.kind == "pretrain"):
+        if stage.kind == "I":
             return
+        started, network = time.perf_counter(), self.networks.asked("eval")
+        self.snapshots.features(network, stage.name)
+        self._add_seconds("snapshots", started)
+        last_stage = self.state.stage + 1 == len(self.stages)
+        by_epoch = self.config.eval.every == "epoch" and stage.kind == "joint"
+        if not (self.config.eval.every_iteration or last_stage or by_epoch or stage.kind == "pretrain"):
+            return
+        matrix = self._evaluate(stage, **({"epoch": stage.epochs, "iteration": stage.iteration} if by_epoch else {}))
+        for title in ["pre-trained"] * (stage.kind == "pretrain") + ["final"] * last_stage:
+            self.state.matrices[title] = matrix
+            best = predict_grid(network, self.config, self.pictured, self.count, self.device)
+            self.state.predictions[title] = raw_of(best, self.pictured)
+            self.snapshots.prediction(title, best)
+        if matrix.miou > self.state.best["miou"]:
+            self.state.best = {"stage": stage.name, "miou": matrix.miou}
+            checkpoint.save(self.output / "checkpoints" / "best.pt", self._content(stage.name))
+
+    def _evaluate(self, stage: Stage, **place: int) -> ConfusionMatrix:
+        """Score the network of the moment on the evaluation split; `place` goes into the event."""
         started = time.perf_counter()
-        matrix = evaluate(self.model, self.config, self.eval_scenes, self.count, self.device)
+        matrix = evaluate(self.networks.asked("eval"), self.config, self.eval_scenes, self.count, self.device)
         report = matrix.report(self.classes.names, self.groups)
-        self.events.record("evaluation", self.state.step, stage=stage.name, **report)
+        self.events.record("evaluation", self.state.step, stage=stage.name, **place, **report)
         self.events.scalars(
             "eval", {k: report[k] for k in ("miou", "head_iou", "waist_iou", "tail_iou", "oa")}, self.state.step
         )
         self.events.scalars("iou", report["iou"], self.state.step)
-        say(f"{stage.name}: mIoU {100 * matrix.miou:.1f}, tail IoU {100 * (report['tail_iou'] or 0.0):.1f}")
-        for title in ["pre-trained"] * (stage.kind == "pretrain") + ["final"] * last_stage:
-            self.state.matrices[title] = matrix
-            scene = self._picture_scene()
-            self.state.predictions[title] = predict_raw(self.model, self.config, scene, self.count, self.device)
-        if matrix.miou > self.state.best["miou"]:
-            self.state.best = {"stage": stage.name, "miou": matrix.miou}
-            checkpoint.save(self.output / "checkpoints" / "best.pt", self._content(stage.name))
+        when = f"{stage.name}, epoch {place['epoch']}" if place else stage.name
+        say(f"{when}: mIoU {100 * matrix.miou:.1f}, tail IoU {100 * (report['tail_iou'] or 0.0):.1f}")
         self._add_seconds("evaluation", started)
+        return matrix
 
     def _finish(self) -> Result:
-        final = self.state.matrices["final"]
-        metrics = {
-            **final.report(self.classes.names, self.groups, self.config.data.dataset),
-            "pretrained": self.state.matrices["pre-trained"].report(self.classes.names, self.groups),
-            "best": self.state.best,
-            "parameters": self.model.parameter_counts(),
-            "label_budget": label_budget(self.labels),
-            "seconds": {"file": "timing.json"},  # a clock has no place in figures that repeat to the byte
-            "seed": self.config.seed,
-            "backbone": self.config.backbone,
-            "variant": self.config.model.variant,
-            "engine": self.model.engine,
-            "recipe": self.config.recipe,
-            "stages": [s.name for s in self.stages],
-            "confusion": final.confusion.tolist(),
-        }
-        write_json(self.output / "timing.json", {"seconds": self.state.seconds})
+        state = self.state
+        state.peak = highest(state.peak, peak_memory(self.device))
+        metrics = final_metrics(self.config, self.classes, self.groups, state, self.labels, self.stages, self.model)
+        machine = {"threads": torch.get_num_threads(), "device": str(self.device)}
+        timing = {"seconds": state.seconds, "peak_memory_mib": state.peak, **machine}
+        write_json(self.output / "timing.json", timing)
         write_json(self.output / "metrics.json", metrics)
         self.events.close()
-        return Result(
-            metrics, self.classes, self.groups, self.state.matrices, self._picture_scene(), self.state.predictions
-        )
+        return Result(metrics, self.classes, self.groups, state.matrices, self.pictured, state.predictions)
 
     def save(self) -> None:
         """Write last.pt."""
+        self.state.peak = highest(self.state.peak, peak_memory(self.device))
         checkpoint.save(self.last, self._content(None))
 
     def _content(self, stage: str | None) -> dict[str, Any]:
@@ -318,7 +345,7 @@ class Trainer:
             "label_budget": label_budget(self.labels),
             "labels_checksum": self.labels.checksum,
             "engine": self.model.engine,
-            "model": self.model.state_dict(),
+            "model": self.networks.asked("eval").state_dict(),  # the weights that are scored
             "after": stage,
         }
         if stage is None:
@@ -329,55 +356,33 @@ class Trainer:
                 "ratio": self.ratio.state_dict(),
                 "events_bytes": self.events.bytes,
             }
+            if self.networks.mean is not None:
+                content["ema"] = self.networks.unscored()
+            if self.alignment is not None:
+                content["alignment"] = self.alignment.state_dict()
         return content
 
     def _restore(self, saved: dict[str, Any]) -> None:
         require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
         if saved.get("engine") != self.model.engine:
             say(f"trained so far on the engine {saved.get('engine')}, going on with {self.model.engine}")
-        self.model.load_state_dict(saved["model"])
+        self.networks.load(saved["model"], saved.get("ema"))
+        if self.alignment is not None:
+            self.alignment.load_state_dict(saved["alignment"])
         self.state = State.unpack(saved["state"])
         self.sampler.load_state_dict(saved["sampler"])
         self.ratio.load_state_dict(saved["ratio"])
         if saved["optimizer"] is not None:
-            stage = self.stages[self.state.stage]
-            self.model.freeze("classifier" if stage.trains == "backbone" else None)
-            self.optimizer = make_optimizer(self.config.optim, self.model)
+            self.optimizer = self._optimizer(self.stages[self.state.stage])
             self.optimizer.load_state_dict(saved["optimizer"])
         self.events = Events(self.output, saved["events_bytes"], self.state.step + 1)
         where = self.stages[self.state.stage].name if self.state.stage < len(self.stages) else "the end"
         say(f"resuming at {where}, epoch {self.state.epoch}")
 
-    def _try_settings(self) -> None:
-        """Use every setting and look at every scene once, so that a mistake shows before anything is written."""
-        config = self.config
-        selection_options(config)
-        make_optimizer(config.optim, self.model)
-        for scene in (*self.scenes, *self.eval_scenes):
-            grid = scene.grid
-            if len(grid) == 0:
-                raise ValueError(f"{scene.name}: has no points")
-            assemble_features({**grid.features, "offset": grid.coords}, grid.coords, config.data.features)
-        for scene in self.eval_scenes:
-            if not scene.labelled or not (scene.truth >= 0).any():
-                raise ValueError(f"{scene.name}: has no labels to score against, but stands in the evaluation split")
-        first = self.scenes[0]
-        item = (first, SceneLabels.given(first), crops(config, first)[0])
-        make_batch(config, self.count, [item], compose(config.augment), generator(config.seed, "try"))
-
     def _steps(self) -> int:
         sizes = [len(s.grid) for s in self.scenes]
         crops = epoch_steps(sizes, self.config.view.crop_points) if self.config.view.crop_points else len(sizes)
         return max(1, -(-crops // (self.config.view.batch * self.config.view.accumulate)))
-
-    def _groups(self) -> ClassGroups:
-        """Head, waist and tail by the hidden truth of the training set where there is one; reports only."""
-        counts = np.sum([s.truth_counts(self.count) for s in self.scenes], axis=0)
-        return class_groups(counts if counts.any() else self.labels.counts)
-
-    def _picture_scene(self) -> Scene:
-        """The evaluation scene with the most classes; the first of several."""
-        return max(self.eval_scenes, key=lambda s: np.count_nonzero(s.truth_counts(self.count)))
 
     def _add_seconds(self, name: str, started: float) -> None:
         self.state.seconds[name] = self.state.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -275,3 +275,20 @@ def test_wrong_settings_are_named_with_the_choices():
         select(torch.tensor([[0.5, float("nan")]]), hidden(1), torch.ones(2), torch.arange(2))
     with pytest.raises(ValueError, match=r"probs \(1, 2\) and visible \(3,\)"):
         select(torch.tensor([[0.5, 0.5]]), hidden(3), torch.ones(2), torch.arange(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS)
+def test_labels_that_spread_are_certain_and_never_touch_a_given_one(seed):
+    probs, visible, rho = draw(seed)
+    before = select(probs, visible, rho, ALL)
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.randint(-1, 4, (60,), generator=generator)
+    after = pseudo_labels.give_spread(before, visible, spread)
+    given_, reached = visible >= 0, (visible < 0) & (spread >= 0)
+    assert (after.label[given_] == -1).all() and (after.round[given_] == 0).all()
+    assert torch.equal(after.label[reached], spread[reached])
+    assert (after.round[reached] == CERTAIN).all() and (after.confidence[reached] == 1).all()
+    rest = ~given_ & ~reached
+    for name in ("label", "round", "confidence"):
+        assert torch.equal(getattr(after, name)[rest], getattr(before, name)[rest]), name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mink_decouple.cli import main
-from mink_decouple.config import merge
+from mink_decouple.config import configs_dir, load_config, merge
 from mink_decouple.data.adapters import ADAPTERS
 from mink_decouple.data.prepare import prepare
 from mink_decouple.engine.check import check_data, what_is_wanted
@@ -199,6 +199,18 @@ def test_the_embedded_dataset_is_clean(make_config, tmp_path, monkeypatch):
     data = {"dataset": "synthetic", "root": None, "synthetic": synthetic, "grid": 0.2}
     findings = check_data(make_config(data=data)).findings
     assert {finding.kind for finding in findings} <= {"classes", "imbalance"}  # so few rooms lack some classes
+
+
+def test_the_dense_tiles_have_every_class_of_their_configuration():
+    if not (SAMPLES / "lidar_hd_dense").is_dir():
+        pytest.skip(f"no sample at {SAMPLES / 'lidar_hd_dense'}; set MINK_DECOUPLE_SAMPLES")
+    pytest.importorskip("laspy", reason="LAS files need the extra [las]")
+    tree = {"data": {"root": str(SAMPLES / "lidar_hd_dense")}, "labels": {"budget": "1pt"}}
+    report = check_data(load_config(configs_dir() / "lidar_hd_dense.yaml", overrides=tree))
+    assert report.of("error") == [] and report.of("warning") == []
+    for split, scenes in (("train", 6), ("val", 2)):
+        counts = np.sum([scene.labelled for scene in report.splits[split]], axis=0)
+        assert len(report.splits[split]) == scenes and (counts >= 500).all(), split
 
 
 @pytest.mark.parametrize("sample", REAL)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mink_decouple.config import override
 from mink_decouple.data.budget import LabelSet, draw, parse_budget
+from mink_decouple.engine import checkpoint
 from mink_decouple.engine.pseudo import labelled_counts, make_pseudo_labels
 from mink_decouple.engine.scenes import load_split, open_dataset, training_labels
 from mink_decouple.engine.train import Trainer
@@ -87,3 +89,27 @@ def test_a_class_that_a_blind_budget_misses_is_named_and_other_budgets_without_l
     empty.save(tmp_path / "empty.npz")
     with pytest.raises(ValueError, match="no labelled point in the training split"):
         training_labels(make_config(labels={"budget": str(tmp_path / "empty.npz")}), dataset, scenes)
+
+
+@pytest.mark.slow
+def test_a_run_with_every_switch_beyond_the_paper_does_not_see_hidden_labels(planted, tmp_path):
+    switches = {
+        "ema": {"decay": 0.9},
+        "view": {"mix": 0.7},
+        "loss": {"erda": 0.1},
+        "ii": {"sampler": "balanced", "logit_adjust": 0.3},
+        "pseudo": {"smooth": "segments", "delta_d": 0.0, "delta_len": 0.05},
+        "labels": {"spread": "segments", "spread_in": "all"},
+    }
+    found = []
+    for number, config in enumerate(planted):
+        output = tmp_path / f"run{number}"
+        Trainer(override(config, switches), output, torch.device("cpu")).run()
+        table = (output / "pseudo_labels" / "iter_00.npz").read_bytes()
+        found.append((checkpoint.load(output / "checkpoints" / "last.pt"), table))
+    (one, table), (other, planted_table) = found
+    assert table == planted_table
+    for key in one["model"]:
+        assert torch.equal(one["model"][key], other["model"][key]), key
+    for key in one["alignment"]:
+        assert torch.equal(one["alignment"][key], other["alignment"][key]), key

@@ -5,6 +5,7 @@ import torch
 
 from mink_decouple.config import LossConfig
 from mink_decouple.decouple.balance import GradientRatio
+from mink_decouple.decouple.erda import Alignment, alignment_loss
 from mink_decouple.engine.objective import Objective
 
 
@@ -70,3 +71,19 @@ def test_the_gradient_ratio_follows_the_chosen_rows(rows):
     torch.testing.assert_close(sums["pseudo"] + sums["labels"], sums["all"])
     assert (sums["pseudo"] > 0).all() and (sums["labels"] > 0).all()
     assert not torch.allclose(sums["pseudo"], sums["labels"])
+
+
+def test_the_alignment_adds_its_weighted_mean_over_the_rows_without_a_given_label(rows):
+    logits, *rest = rows
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    module = Alignment(5, 3).double()
+    plain, aligned = objective(feature="none"), objective(feature="none", erda=0.3)
+    aligned.alignment = module
+    without, _ = plain(logits, *rest, total([plain.counts(*rest[:2])]))
+    counts = total([aligned.counts(*rest[:2])])
+    assert counts["erda"] == 9
+    loss, values = aligned(logits, *rest, counts, features)
+    again = Alignment(5, 3).double()
+    sum_, count = alignment_loss(again(features, rest[0]), logits, rest[0])
+    torch.testing.assert_close(loss, without + 0.3 * sum_ / count)
+    assert values["erda"] == pytest.approx(0.3 * sum_.item() / count.item())

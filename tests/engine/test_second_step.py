@@ -1,12 +1,20 @@
 """The cached II-step: features of a frozen backbone, labelled rows only where nothing else is needed."""
 
+import numpy as np
+import pytest
 import torch
 
+from mink_decouple.config import LossConfig
+from mink_decouple.decouple.balance import GradientRatio, select_counts
+from mink_decouple.engine import train as module
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.evaluate import make_model
+from mink_decouple.engine.objective import Objective
+from mink_decouple.engine.pseudo import labelled_counts
 from mink_decouple.engine.runtime import derive_seed, generator
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
-from mink_decouple.engine.second_step import cache_features
+from mink_decouple.engine.second_step import balanced_order, cache_features
+from mink_decouple.engine.train import Trainer
 
 CPU = torch.device("cpu")
 
@@ -47,3 +55,97 @@ def test_seeds_depend_on_every_part_and_on_nothing_else():
     assert derive_seed(1, "a", 2) == derive_seed(1, "a", 2)
     assert len({derive_seed(1, "a"), derive_seed(1, "b"), derive_seed(2, "a"), derive_seed(1, "a", 0)}) == 4
     assert generator(3, "x").random() == generator(3, "x").random()
+
+
+def test_balanced_rows_hold_every_class_as_often_as_any_other_and_the_rest_once():
+    label = torch.tensor([0] * 700 + [2] * 40 + [5] * 10 + [-1] * 250)[torch.randperm(1000)]
+    order = torch.Generator().manual_seed(0)
+    seen, rest = torch.zeros(6), []
+    for _ in range(20):
+        rows = balanced_order(label, order)
+        assert len(rows) == 1000
+        drawn = label[rows]
+        seen += torch.bincount(drawn[drawn >= 0], minlength=6)
+        rest.append(rows[drawn < 0].sort().values)
+    assert seen[[1, 3, 4]].eq(0).all()
+    torch.testing.assert_close(seen[[0, 2, 5]] / seen.sum(), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
+    hidden = (label < 0).nonzero().flatten()
+    assert all(torch.equal(found, hidden) for found in rest)
+
+
+def test_balanced_rows_of_a_class_are_all_drawn_alike_and_repeat_with_the_seed():
+    label = torch.tensor([0] * 4 + [1] * 12)
+    counts, order = torch.zeros(16), torch.Generator().manual_seed(1)
+    for _ in range(1500):
+        counts += torch.bincount(balanced_order(label, order), minlength=16)
+    torch.testing.assert_close(counts[:4] / counts[:4].sum(), torch.full((4,), 1 / 4), atol=0.02, rtol=0)
+    torch.testing.assert_close(counts[4:] / counts[4:].sum(), torch.full((12,), 1 / 12), atol=0.01, rtol=0)
+    one, two = (balanced_order(label, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_balanced_rows_without_a_label_are_a_permutation():
+    rows = balanced_order(torch.full((9,), -1), torch.Generator().manual_seed(0))
+    assert rows.sort().values.tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("labels", ["gt", "pseudo", "mixed"])
+@pytest.mark.parametrize("tau", [1.0, 0.5, -0.5])
+def test_the_adjusted_loss_is_the_cross_entropy_of_shifted_logits(labels, tau):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target, pseudo = torch.tensor([0, 1, 2, -1, -1, -1]), torch.tensor([-1, -1, -1, 2, 0, 1])
+    prior = torch.tensor([6, 3, 1])
+    told = {"gt": target, "pseudo": pseudo, "mixed": torch.tensor([0, 1, 2, 2, 0, 1])}[labels]
+    shifted = logits + tau * torch.log(torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64))
+    made = Objective(LossConfig(), labels, "none", None, torch.ones(3), GradientRatio(3), tau, prior)
+    counts = {key: float(value) for key, value in made.counts(target, pseudo).items()}
+    loss, _ = made(logits, target, pseudo, torch.zeros(6), counts)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(shifted, told, ignore_index=-1))
+
+
+def objectives_of(config, output, monkeypatch):
+    """The objective of each II-step of a run, and the trainer."""
+    seen = []
+    original = module.train_classifier
+
+    def train(model, config, stage, cached, objective, key):
+        seen.append(objective)
+        return original(model, config, stage, cached, objective, key)
+
+    monkeypatch.setattr(module, "train_classifier", train)
+    trainer = Trainer(config, output, CPU)
+    trainer.run()
+    return seen, trainer
+
+
+@pytest.mark.parametrize("budget", ["4pt", "10%"])
+def test_priors_are_labels_or_where_those_are_flat_predictions(make_config, tmp_path, monkeypatch, budget):
+    config = make_config(ii={"logit_adjust": 0.5}, labels={"budget": budget})
+    (objective,), trainer = objectives_of(config, tmp_path / "run", monkeypatch)
+    assert objective.tau == 0.5
+    labelled, predicted = labelled_counts(trainer.scenes, 3), trainer.state.predicted
+    expected = predicted if budget == "4pt" else labelled.sum(0)
+    assert torch.equal(objective.prior, expected.double())
+    assert torch.equal(objective.prior, select_counts(labelled, predicted))
+    hidden = sum(len(s.grid) - int((s.visible >= 0).sum()) for s in trainer.scenes)
+    assert int(predicted.sum()) == hidden
+
+
+def test_without_an_adjustment_there_is_no_prior(make_config, tmp_path, monkeypatch):
+    (objective,), _ = objectives_of(make_config(), tmp_path / "run", monkeypatch)
+    assert objective.prior is None and objective.tau == 0
+
+
+def test_balanced_sampling_draws_the_classes_that_the_step_is_trained_on(make_config, tmp_path, monkeypatch):
+    from mink_decouple.engine import second_step
+
+    seen = []
+    original = second_step.balanced_order
+
+    def order(label, generator):
+        seen.append(np.unique(label.numpy()).tolist())
+        return original(label, generator)
+
+    monkeypatch.setattr(second_step, "balanced_order", order)
+    Trainer(make_config(ii={"sampler": "balanced"}), tmp_path / "gt", CPU).run()
+    assert seen and all(found == [0, 1, 2] for found in seen)

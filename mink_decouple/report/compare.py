@@ -1,0 +1,150 @@
+"""Runs side by side: one page and one JSON file from run folders and files of records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mink_decouple.report import words
+from mink_decouple.report.page import MARK, Page
+from mink_decouple.report.records import Record, load, read_run, run_folders, save
+from mink_decouple.report.sections import (
+    classes_section,
+    confusion_section,
+    cost_section,
+    curves_section,
+    features_section,
+    main_section,
+    origin_section,
+    pseudo_label_maps_section,
+    pseudo_labels_section,
+    rooms_section,
+)
+from mink_decouple.report.statistics import Setting, by_seed, deviation_of, grouped, mean_of, paired
+
+SCORES = ("miou", "head_iou", "waist_iou", "tail_iou", "oa")
+
+
+def compare(
+    paths: Sequence[Path],
+    output: Path,
+    reference: str | None = None,
+    title: str | None = None,
+    records: Path | None = None,
+    projection: str = "tsne",
+) -> list[str]:
+    """Write the page `output`, and its figures as JSON beside it.
+
+    Args:
+        paths: run folders, folders that hold run folders, files of records.
+        output: the .html file; one that is there is overwritten where it is such a page.
+        reference: title that the others are compared with; None: supervised where there is one, else the first.
+        title: of the page.
+        records: file to write the records to, too.
+        projection: "tsne" or "pca".
+
+    Returns:
+        What a user should know: runs that stood there twice.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to compare, runs over different classes or data, an unknown reference, or
+            a file in the way.
+    """
+    if output.suffix != ".html":
+        raise ValueError(f"--output {output}: expected a name that ends in .html")
+    if output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise ValueError(f"{output}: exists and is no comparison; choose another --output")
+    folders: dict[tuple[str, int, str], Path] = {}
+    for path in paths:
+        for folder in run_folders(path) if path.is_dir() else ():
+            one = read_run(folder)
+            folders.setdefault((one.digest, one.seed, one.title), folder)
+    found, notes = _distinct(load(paths))
+    _require_one_kind(found)
+    titles = list(dict.fromkeys(record.title for record in found))
+    chosen = reference or ("supervised" if "supervised" in titles else titles[0])
+    if chosen not in titles:
+        raise ValueError(f"--reference {chosen!r}: no run is called so; choices: {', '.join(titles)}")
+    groups = dict(sorted(grouped(found).items(), key=lambda pair: (pair[0][0], pair[0][1], pair[0][2] != chosen)))
+    places = {
+        setting: [folders[key] for r in runs if (key := (r.digest, r.seed, r.title)) in folders]
+        for setting, runs in groups.items()
+    }
+    page = Page(title or f"{words.listed(titles)} on {found[0].dataset}")
+    page.add("In words", words.summary(groups, chosen))
+    page.add("Scores", main_section(groups, chosen))
+    page.add("Classes", classes_section(groups))
+    page.add("Course of training", curves_section(groups))
+    page.add("Pseudo-labels", pseudo_labels_section(groups))
+    page.add("Pseudo-labels in a room", pseudo_label_maps_section(groups, places))
+    page.add("Rooms", rooms_section(groups, places))
+    page.add("Features", features_section(groups, places, projection))
+    page.add("Confusion", confusion_section(groups))
+    page.add("Cost", cost_section(groups))
+    page.add("How it was made", origin_section(groups))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if records is not None:
+        save(records, found)
+    _write(output.with_suffix(".json"), json.dumps(figures(groups, chosen), indent=1, allow_nan=False) + "\n")
+    _write(output, page.html())
+    return notes
+
+
+def figures(groups: Mapping[Setting, Sequence[Record]], reference: str) -> dict[str, Any]:
+    """The numbers of the page as plain data, percent."""
+    rows = []
+    for setting, runs in groups.items():
+        labels, backbone, title = setting
+        row: dict[str, Any] = {"labels": labels, "backbone": backbone, "title": title}
+        row["seeds"] = [record.seed for record in runs]
+        others = groups.get((labels, backbone, reference), [])
+        for score in SCORES:
+            values = list(by_seed(runs, score).values())
+            row[score] = {"mean": mean_of(values), "deviation": deviation_of(values)}
+            gap = paired(by_seed(runs, score), by_seed(others, score)) if title != reference else None
+            if gap is not None:
+                row[score] |= {"difference": gap.mean, "low": gap.low, "high": gap.high, "p": gap.p}
+        row["seconds"] = mean_of([sum(record.cost["seconds"].values()) for record in runs])
+        rows.append(row)
+    return {"format": 1, "reference": reference, "settings": rows}
+
+
+def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Each run once, the first of its kind; and a line for each that was left out for it."""
+    found: dict[tuple[str, str, str, int], Record] = {}
+    notes = []
+    for record in records:
+        key = (record.labels, record.backbone, record.title, record.seed)
+        if key not in found:
+            found[key] = record
+        elif found[key].digest != record.digest:
+            name = f"{record.backbone}, {record.labels}, {record.title}, seed {record.seed}"
+            raise ValueError(f"{name}: two runs of different settings are called so; give one another recipe name")
+        else:
+            notes.append(
+                f"{record.backbone}, {record.labels}, {record.title}, seed {record.seed}: is there twice; one counts"
+            )
+    return list(found.values()), notes
+
+
+def _require_one_kind(records: Sequence[Record]) -> None:
+    if not records:
+        raise ValueError("no run to compare")
+    first = records[0]
+    for other in records[1:]:
+        if other.dataset != first.dataset:
+            raise ValueError(f"runs on different data do not compare: {first.dataset} and {other.dataset}")
+        if other.classes != first.classes:
+            raise ValueError(
+                f"runs over different classes do not compare: {', '.join(first.classes)}; "
+                f"and {', '.join(other.classes)}"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

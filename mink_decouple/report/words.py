@@ -1,0 +1,80 @@
+"""A comparison in words, made from its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mink_decouple.report.page import paragraph
+from mink_decouple.report.records import Record
+from mink_decouple.report.statistics import Paired, Setting, by_seed, mean_of, paired
+
+BACKBONES = {"minkunet": "MinkUNet", "randla": "RandLA-Net"}
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """`a`, `a and b`, `a, b and 3 others`."""
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
+    """Paragraphs: what was compared, and for each budget and backbone who leads, by how much, how surely."""
+    runs = [record for found in groups.values() for record in found]
+    seeds = sorted({record.seed for record in runs})
+    counted = sorted({record.metrics["classes_counted"] for record in runs if "classes_counted" in record.metrics})
+    first = f"{len(runs)} runs of {len(groups)} settings on {runs[0].dataset}, seeds {', '.join(map(str, seeds))}."
+    if counted:
+        first += f" mIoU is the mean over {' to '.join(map(str, dict.fromkeys((counted[0], counted[-1]))))} classes."
+    first += " Scores are percent on every raw point of scenes that training never saw, by the last network of a run."
+    lines = [paragraph(first), *(paragraph(text) for text in budgets(runs))]
+    for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
+        lines.append(paragraph(_verdict(groups, labels, backbone, reference)))
+    return "".join(lines)
+
+
+def budgets(runs: Sequence[Record]) -> list[str]:
+    """A sentence for each label budget: how many points it labels."""
+    lines = []
+    for labels in dict.fromkeys(record.labels for record in runs):
+        found = [record.label_budget for record in runs if record.labels == labels]
+        counts = sorted({budget["labelled"] for budget in found if "labelled" in budget})
+        shares = [budget["share_of_raw"] for budget in found if "share_of_raw" in budget]
+        if counts and shares:
+            span = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+            lines.append(
+                f"Budget {labels}: {span} labelled points, {100 * max(shares):.3g} % of the raw points or less."
+            )
+    return lines
+
+
+def sureness(gap: Paired) -> str:
+    """How sure a difference is."""
+    if gap.p is None:
+        return "one seed, so its chance is unknown"
+    verdict = "beyond chance" if gap.beyond_chance else "within chance"
+    few = ", of which so few tell only large differences" if gap.pairs < 5 else ""
+    return f"{verdict} by a paired t-test (p = {gap.p:.2g}) over {gap.pairs} seeds{few}"
+
+
+def _verdict(groups: Mapping[Setting, Sequence[Record]], labels: str, backbone: str, reference: str) -> str:
+    here = {setting[2]: runs for setting, runs in groups.items() if setting[:2] == (labels, backbone)}
+    means = {title: mean_of(list(by_seed(runs, "miou").values())) for title, runs in here.items()}
+    known = {title: value for title, value in means.items() if value is not None}
+    name = BACKBONES.get(backbone, backbone)
+    if not known:
+        return f"{name} at {labels}: no score."
+    best = max(known, key=lambda title: known[title])
+    text = f"{name} at {labels}: {best} leads with {known[best]:.1f} mIoU"
+    if len(known) == 1:
+        return f"{name} at {labels}: {known[best]:.1f} mIoU by {best}, which nothing is compared with."
+    if reference not in known:
+        return f"{text}; {reference} was not run."
+    if best == reference:
+        second = max((title for title in known if title != best), key=lambda title: known[title])
+        gap = paired(by_seed(here[best], "miou"), by_seed(here[second], "miou"))
+        rest = "" if gap is None else f", {gap.mean:+.1f} from {second} ({sureness(gap)})"
+        return f"{text}{rest}."
+    gap = paired(by_seed(here[best], "miou"), by_seed(here[reference], "miou"))
+    tail = paired(by_seed(here[best], "tail_iou"), by_seed(here[reference], "tail_iou"))
+    text += "" if gap is None else f", {gap.mean:+.1f} from {reference} ({sureness(gap)})"
+    return text + ("." if tail is None else f"; tail IoU {tail.mean:+.1f}.")

@@ -1,0 +1,1 @@
+"""Experiments: grids of trainings from one file, run, continued and shared."""

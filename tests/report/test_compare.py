@@ -1,0 +1,229 @@
+"""A comparison: statistics against SciPy and by hand, the page's numbers, what is refused, what a page loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from mink_decouple.cli import main
+from mink_decouple.data.classes import Classes
+from mink_decouple.report.compare import compare
+from mink_decouple.report.records import Record, save
+from mink_decouple.report.scenes import flatten, projection
+from mink_decouple.report.statistics import paired
+
+CLASSES = ["floor", "wall", "sofa"]
+
+
+def made(title: str = "decoupled", seed: int = 0, miou: float = 0.5, backbone: str = "minkunet") -> Record:
+    """A record with made-up figures."""
+    rng = np.random.default_rng([seed, len(title)])
+    iou = dict(zip(CLASSES, (0.9, miou, 0.1), strict=True))
+    scores = {"miou": miou, "head_iou": 0.9, "waist_iou": miou, "tail_iou": miou / 2, "oa": 0.8, "classes_counted": 3}
+    scored = {"event": "evaluation", **scores, "iou": iou}
+    labels = {
+        "event": "pseudo_labels",
+        "certain": dict.fromkeys(CLASSES, 10 + seed),
+        "uncertain": dict.fromkeys(CLASSES, 2),
+        "precision": {"floor": 0.9, "wall": None, "sofa": 0.5},
+        "recall": dict.fromkeys(CLASSES, 0.4),
+    }
+    return Record(
+        title=title,
+        backbone=backbone,
+        labels="1pt",
+        recipe=title,
+        seed=seed,
+        dataset="synthetic",
+        digest=f"{title}{backbone}",
+        classes=CLASSES,
+        colors=[[200, 0, 0], [0, 200, 0], [0, 0, 200]],
+        groups={"head": [0], "waist": [1], "tail": [2]},
+        metrics={
+            **scores,
+            "iou": iou,
+            "pretrained": {"miou": miou / 2},
+            "confusion": rng.integers(0, 9, (3, 3)).tolist(),
+        },
+        label_budget={"labelled": 9, "share_of_raw": 0.001},
+        parameters={"backbone": 100, "classifier": 10},
+        history=[{**scored, "stage": "pretrain"}, labels, {**scored, "stage": "iter_00_II"}],
+        cost={
+            "seconds": {"pretrain": 60.0, "iter_00_I": 30.0, "iter_00_II": 5.0, "evaluation": 5.0},
+            "peak_memory_mib": 900.0,
+            "threads": 1,
+            "device": "cpu",
+            "processor": None,
+            "commit": "abc",
+            "versions": {"torch": "2"},
+        },
+    )
+
+
+def page_of(folder: Path, records: list[Record], **options: object) -> str:
+    save(folder / "records.json", records)
+    compare([folder / "records.json"], folder / "report.html", **options)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Tables as lists of rows of texts, and every address that the page names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    return reader
+
+
+def test_the_paired_test_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    ours, others = (dict(enumerate(rng.normal(size=5))) for _ in range(2))
+    found, wanted = paired(ours, others), ttest_rel(list(ours.values()), list(others.values()))
+    assert found is not None
+    interval = wanted.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx((wanted.pvalue, interval.low, interval.high))
+
+
+def test_the_paired_test_by_hand():
+    # gaps 1, 2, 3: mean 2, sample deviation 1, error 1 / sqrt 3; the 97.5 % point of t with 2 degrees is 4.3027
+    found = paired({0: 11, 1: 22, 2: 33, 9: 0}, {0: 10, 1: 20, 2: 30, 7: 5})
+    assert found is not None and found.pairs == 3
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert not found.beyond_chance
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    alone = paired({0: 3.0}, {0: 1.0})
+    assert alone is not None and (alone.mean, alone.p, alone.beyond_chance) == (2.0, None, False)
+
+
+def test_the_main_table_holds_the_figures_of_the_records(tmp_path):
+    records = [made("supervised", s, v) for s, v in enumerate((0.30, 0.32, 0.34))]
+    records += [made("decoupled", s, v) for s, v in enumerate((0.40, 0.43, 0.43))]
+    head, first, second = read(page_of(tmp_path, records)).tables[0]
+    assert head[2:5] == ["setting", "mIoU", "head"]
+    assert first[2:4] == ["supervised", "32.0 ± 2.0"] and second[2:4] == ["decoupled", "42.0 ± 1.7"]
+    assert second[head.index("seeds")] == "3"
+    gap = ttest_rel([40, 43, 43], [30, 32, 34])
+    assert second[-4].startswith("+10.0 (") and second[-3] == f"{gap.pvalue:.2g}"
+    figures = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert figures["reference"] == "supervised"
+    assert figures["settings"][1]["miou"]["mean"] == pytest.approx(42.0)
+    assert figures["settings"][1]["miou"]["difference"] == pytest.approx(10.0)
+
+
+def test_the_words_say_who_leads_and_how_surely(tmp_path):
+    plain = [made("supervised", seed, 0.3 + 0.01 * seed) for seed in range(3)]
+    text = page_of(tmp_path, plain + [made("best", seed, 0.5 + 0.011 * seed) for seed in range(3)])
+    assert "MinkUNet at 1pt: best leads with 51.1 mIoU, +20.1 from supervised (beyond chance" in text
+    text = page_of(tmp_path, plain + [made("close", seed, value) for seed, value in enumerate((0.33, 0.30, 0.32))])
+    assert "close leads with 31.7 mIoU, +0.7 from supervised (within chance" in text
+
+
+def test_a_page_loads_nothing_and_is_the_same_twice(tmp_path):
+    records = [made("supervised", s) for s in range(2)] + [made("decoupled", s, 0.6) for s in range(2)]
+    first = page_of(tmp_path, records)
+    assert page_of(tmp_path, records) == first
+    assert all(address.startswith(("data:", "#")) for address in read(first).addresses)
+    assert "@import" not in first and "url(http" not in first
+
+
+def test_titles_are_text_and_nothing_else(tmp_path):
+    evil = "<script>alert(1)</script>"
+    text = page_of(tmp_path, [made(evil), made("supervised")], title=evil)
+    assert evil not in text and "&lt;script&gt;alert(1)" in text
+
+
+def test_what_records_cannot_show_is_said(tmp_path):
+    text = page_of(tmp_path, [made("supervised")])
+    for said in (
+        "Only run folders hold predictions",
+        "Only run folders hold features",
+        "which nothing is compared with",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([made(), replace(made(seed=1), classes=["a", "b", "c"])], "runs over different classes do not compare"),
+        (
+            [made(), replace(made(seed=1), dataset="s3dis")],
+            "runs on different data do not compare: s3dis and synthetic",
+        ),
+        ([made(), replace(made(), digest="other")], "two runs of different settings"),
+    ],
+)
+def test_what_does_not_compare_is_refused(tmp_path, capsys, records, said):
+    save(tmp_path / "records.json", records)
+    arguments = ["compare", str(tmp_path / "records.json"), "--output", str(tmp_path / "report.html")]
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_no_file_of_another_kind_is_overwritten(tmp_path, capsys):
+    save(tmp_path / "records.json", [made()])
+    (tmp_path / "report.html").write_text("<p>mine</p>", encoding="utf-8")
+    arguments = ["compare", str(tmp_path / "records.json"), "--output", str(tmp_path / "report.html")]
+    assert main(arguments) == 2
+    assert "exists and is no comparison" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>mine</p>"
+    assert main([*arguments[:-1], str(tmp_path / "report.txt")]) == 2
+    assert main([*arguments, "--reference", "nobody"]) == 2
+
+
+def test_a_run_that_is_there_twice_counts_once(tmp_path):
+    save(tmp_path / "a.json", [made()])
+    notes = compare([tmp_path / "a.json", tmp_path / "a.json"], tmp_path / "report.html")
+    assert len(notes) == 1 and "is there twice" in notes[0]
+
+
+def test_principal_components_are_those_of_the_covariance():
+    rows = np.random.default_rng(0).normal(size=(40, 5)) * [5, 3, 1, 1, 0.5]
+    flat = flatten(rows, "pca")
+    values = np.linalg.eigvalsh(np.cov(rows.T))[::-1][:2]
+    assert np.cov(flat.T) == pytest.approx(np.diag(values), abs=1e-9)
+
+
+def test_a_projection_colours_a_head_class_and_the_two_rarest():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2, 3], [100, 60, 40, 20])
+    features = {
+        "truth": truth,
+        "visible": np.where(np.arange(220) % 50 == 0, truth, -1),
+        "pretrain": rng.normal(size=(220, 4)),
+    }
+    classes = Classes(("a", "b", "c", "d"), np.zeros((4, 3), np.uint8), {c: c for c in range(4)}, frozenset())
+    uri, shown = projection(features, ["pretrain"], classes, {"head": [1]}, "tsne")
+    assert uri.startswith("data:image/png;base64,") and shown == ["b", "c", "d"]

@@ -1,0 +1,208 @@
+"""Runs of a grid as processes: states of run folders, resumption, records, failures, expected times."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mink_decouple.cli import main
+from mink_decouple.config import dump
+from mink_decouple.study.grid import Cell, expand, read_experiment
+from mink_decouple.study.launch import TRAIN, Outcome, expected, outcome, set_aside, simultaneous, state
+from mink_decouple.study.run import Study
+from mink_decouple.study.summary import difference, duration, spread, table
+
+TINY = """
+backbones: [minkunet]
+recipes: [supervised, decoupled]
+seeds: [0]
+reference: supervised
+set:
+  data.synthetic: {areas: 5, rooms_per_area: 1, points_per_room: 1500}
+  data.grid: 0.1
+  schedule: {iterations: 1, pretrain: {epochs: 2}, i_step: {epochs: 1}, ii_step: {epochs: 2}}
+  pseudo.votes: 1
+  ii.cache_passes: 1
+  eval.votes: 1
+"""
+
+
+def grid(folder: Path, text: str = TINY) -> Path:
+    file = folder / "grid.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def cell_of(folder: Path, number: int = 0) -> Cell:
+    file = grid(folder)
+    return expand(read_experiment(file), file)[number]
+
+
+def fake_run(folder: Path, cell: Cell, miou: float = 0.5, seconds: float = 60.0) -> None:
+    """A folder that looks like a finished run of a cell."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(cell.config), encoding="utf-8")
+    scores = {"miou": miou, "head_iou": miou, "waist_iou": miou, "tail_iou": miou / 2}
+    metrics = {**scores, "pretrained": {"miou": miou / 2}}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "timing.json").write_text(json.dumps({"seconds": {"pretrain": seconds}}), encoding="utf-8")
+
+
+def test_the_state_of_a_run_is_read_from_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    assert state(folder, False) == "to do"
+    assert state(folder, True) == "recorded"
+    folder.mkdir()
+    assert state(folder, False) == "to do"
+    (folder / "config.yaml").write_text("x", encoding="utf-8")
+    assert state(folder, False) == "cut off"
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.pt").write_bytes(b"x")
+    assert state(folder, False) == "begun"
+    (folder / "metrics.json").write_text("{}", encoding="utf-8")
+    assert state(folder, False) == state(folder, True) == "done"
+
+
+def test_a_folder_that_is_set_aside_loses_nothing(tmp_path):
+    for text in ("first", "second"):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text(text, encoding="utf-8")
+        set_aside(tmp_path / "run")
+    kept = {path.parent.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*/config.yaml")}
+    assert kept == {"run.aborted-1": "first", "run.aborted-2": "second"}
+
+
+def test_a_folder_of_other_settings_is_refused_before_anything_runs(tmp_path):
+    cell = cell_of(tmp_path)
+    fake_run(tmp_path / "out" / cell.name, replace(cell, config=replace(cell.config, seed=9)))
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        Study(grid(tmp_path), tmp_path / "out")
+
+
+def test_only_keeps_the_runs_that_are_named(tmp_path):
+    study = Study(grid(tmp_path), tmp_path / "out", only=["decoupled"])
+    assert [cell.title for cell in study.cells] == ["decoupled"]
+    with pytest.raises(ValueError, match="--only randla: fits none of the 2 runs"):
+        Study(grid(tmp_path), tmp_path / "out", only=["randla"])
+
+
+def test_expected_time_is_that_of_the_most_alike(tmp_path):
+    file = grid(tmp_path, "recipes: [supervised, decoupled]\nlabels: [1pt, 1%]\nseeds: [0]\n")
+    by_group = {cell.group: cell for cell in expand(read_experiment(file), file)}
+    known = [
+        (by_group["minkunet", "1pt", "supervised"], 10.0),
+        (by_group["minkunet", "1%", "supervised"], 20.0),
+        (by_group["minkunet", "1pt", "decoupled"], 60.0),
+    ]
+    assert expected(by_group["minkunet", "1%", "supervised"], known) == 20
+    assert expected(by_group["minkunet", "1%", "decoupled"], known) == 60
+    assert expected(by_group["randla", "1%", "decoupled"], known) == 30
+    assert expected(by_group["randla", "1%", "decoupled"], []) is None
+
+
+def test_trainings_at_once():
+    assert simultaneous("cpu", 3) == 3
+    assert 1 <= simultaneous("cpu", None) <= (os.cpu_count() or 1)
+
+
+def test_the_table_holds_means_spreads_and_paired_differences(tmp_path):
+    file = grid(tmp_path, "backbones: [minkunet]\nrecipes: [supervised, decoupled]\nseeds: [0, 1, 2]\n")
+    scores = {("supervised", 0): 0.40, ("supervised", 1): 0.42, ("decoupled", 0): 0.45, ("decoupled", 1): 0.49}
+    finished = []
+    for cell in expand(read_experiment(file), file):
+        value = scores.get((cell.title, cell.config.seed))
+        if value is not None:
+            metrics = dict.fromkeys(("miou", "head_iou", "waist_iou", "tail_iou"), value) | {
+                "pretrained": {"miou": None}
+            }
+            finished.append((cell, Outcome(metrics, {})))
+    first, second = list(table(finished, "supervised"))[2:]
+    assert first.startswith("| minkunet | 1pt | supervised | 41.0 ± 1.4 |")
+    assert second.split(" | ")[3] == "47.0 ± 2.8"
+    assert second.endswith("| - | 2 | +6.0 ± 1.4 | +6.0 ± 1.4 |")
+
+
+def test_words_for_numbers():
+    assert [duration(s) for s in (45, 600, 5399, 11100)] == ["45 s", "10 min", "1 h 30 min", "3 h 05 min"]
+    assert spread([]) == spread([None]) == "-"
+    assert difference({0: {"miou": 0.5}}, {0: {"miou": 0.4}}, "miou") == "+10.0"
+    assert difference({0: {"miou": 0.5}}, {1: {"miou": 0.4}}, "miou") == "-"
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    script = (
+        "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "if 'decoupled' in out.name: sys.exit('error: no luck')\n"
+        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
+        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
+        " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
+        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
+        "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
+    )
+    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+    code = main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), "--jobs", "2"])
+    said = capsys.readouterr()
+    assert code == 1
+    assert "| minkunet | 1pt | supervised | 50.0 |" in said.out
+    assert "failed: minkunet-1pt-decoupled-seed0: error: no luck (see " in said.err
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys, monkeypatch):
+    script = (
+        "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "assert '--resume' not in sys.argv and not out.exists()\n"
+        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
+        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
+        " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
+        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
+        "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
+    )
+    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+    cell = cell_of(tmp_path)
+    (tmp_path / "out" / cell.name).mkdir(parents=True)
+    (tmp_path / "out" / cell.name / "config.yaml").write_text(dump(cell.config), encoding="utf-8")
+    assert main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / f"{cell.name}.aborted-1" / "config.yaml").is_file()
+    assert "set aside" in capsys.readouterr().out
+
+
+def test_list_runs_nothing(tmp_path, capsys):
+    assert main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), "--list"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("to do") == 3 and "2 to do" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_study_goes_on_and_its_records_save_runs(tmp_path, capsys):
+    """A real grid: terminated while it trains, continued by the same command, then known from its records alone."""
+    out, records = tmp_path / "out", tmp_path / "records.json"
+    arguments = ["experiment", str(grid(tmp_path)), "--output", str(out), "--jobs", "1", "--records", str(records)]
+    process = subprocess.Popen([*TRAIN[:-1], *arguments], stderr=subprocess.PIPE)
+    first = cell_of(tmp_path)
+    for _ in range(600):
+        if (out / first.name / "checkpoints" / "last.pt").is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) in (130, 0)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "| minkunet | 1pt | supervised |" in said and "| minkunet | 1pt | decoupled |" in said
+    for number in (0, 1):
+        assert outcome(out / cell_of(tmp_path, number).name) is not None
+    elsewhere = ["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "other"), "--records", str(records)]
+    assert main(elsewhere) == 0
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("| minkunet")] == [
+        line for line in said.splitlines() if line.startswith("| minkunet")
+    ]
+    assert not list((tmp_path / "other").glob("*/metrics.json"))
