@@ -51,6 +51,7 @@ def iou_curves(groups: Mapping[str, Sequence[Record]], classes: Sequence[str]) -
     for place, title in enumerate(panels):
         _plain(axes[place], title)
         axes[place].set_xlabel("evaluation", fontsize=8)
+        axes[place].xaxis.get_major_locator().set_params(integer=True)
     return _svg(_with_legend(figure, axes[0]), "curves")
 
 
@@ -82,6 +83,7 @@ def pseudo_label_chart(records: Sequence[Record], classes: Sequence[str]) -> str
         )
         _plain(axes[place], name)
         axes[place].set_xticks(at)
+        axes[place].set_ylim(0, 1.1 * max(1.0, float((certain + uncertain).max())))
         share = axes[place].twinx()
         for key, mark, color in (("precision", "o", "#111111"), ("recall", "^", "#7a0177")):
             values = [

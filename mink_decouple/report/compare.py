@@ -113,9 +113,9 @@ def figures(groups: Mapping[Setting, Sequence[Record]], reference: str) -> dict[
 
 
 def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Each run once, the first of its kind; and a line for each that was left out for it."""
+    """Each run once, the first of its kind; and a line where others were left out for it."""
     found: dict[tuple[str, str, str, int], Record] = {}
-    notes = []
+    again = 0
     for record in records:
         key = (record.labels, record.backbone, record.title, record.seed)
         if key not in found:
@@ -124,10 +124,8 @@ def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
             name = f"{record.backbone}, {record.labels}, {record.title}, seed {record.seed}"
             raise ValueError(f"{name}: two runs of different settings are called so; give one another recipe name")
         else:
-            notes.append(
-                f"{record.backbone}, {record.labels}, {record.title}, seed {record.seed}: is there twice; one counts"
-            )
-    return list(found.values()), notes
+            again += 1
+    return list(found.values()), [f"{again} runs stand there twice; each counts once"] * (again > 0)
 
 
 def _require_one_kind(records: Sequence[Record]) -> None:

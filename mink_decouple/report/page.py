@@ -86,8 +86,10 @@ class Cell:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str | Cell]], text: int = 1, sortable: bool = False) -> str:
     """An HTML table whose first `text` columns are words; everything is escaped."""
-    mark = ' class="sortable"' if sortable else ""
-    head = "".join(f'<th scope="col"{mark}>{escape(header)}</th>' for header in headers)
+    kinds = [" ".join(["sortable"] * sortable + ["text"] * (place < text)) for place in range(len(headers))]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{escape(name)}</th>' for kind, name in zip(kinds, headers, strict=True)
+    )
     lines = []
     for row in rows:
         cells = []

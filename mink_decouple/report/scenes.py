@@ -118,7 +118,9 @@ def projection(
         axes.set_xticks([])
         axes.set_yticks([])
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 2 * len(stages)), fontsize=8, frameon=False
+    )
     return png(figure), [classes.names[c] for c in shown]
 
 

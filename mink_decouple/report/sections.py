@@ -31,7 +31,7 @@ def name_of(setting: Setting) -> str:
 
 def main_section(groups: Groups, reference: str) -> str:
     """Mean ± sample deviation of every score, and the paired difference from the reference."""
-    headers = ["labels", "backbone", "setting", *SCORES.values(), "mIoU after pre-training", "seeds"]
+    headers = ["labels", "backbone", "setting", *SCORES.values(), "pre-trained", "seeds"]
     headers += [f"mIoU − {reference}", "p", f"tail − {reference}", "p"]
     best = _best(groups)
     rows: list[list[str | Cell]] = []
@@ -55,6 +55,7 @@ def main_section(groups: Groups, reference: str) -> str:
         rows.append(row)
     note = (
         "Percent, mean ± sample deviation over seeds; the best mIoU of a budget and backbone is underlined. "
+        "Pre-trained is the mIoU at the end of the pre-training. "
         "Differences are means over common seeds with a 95 % interval. Head, waist and tail are thirds of the classes "
         "by frequency."
     )

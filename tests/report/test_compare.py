@@ -206,7 +206,7 @@ def test_no_file_of_another_kind_is_overwritten(tmp_path, capsys):
 def test_a_run_that_is_there_twice_counts_once(tmp_path):
     save(tmp_path / "a.json", [made()])
     notes = compare([tmp_path / "a.json", tmp_path / "a.json"], tmp_path / "report.html")
-    assert len(notes) == 1 and "is there twice" in notes[0]
+    assert notes == ["1 runs stand there twice; each counts once"]
 
 
 def test_principal_components_are_those_of_the_covariance():
