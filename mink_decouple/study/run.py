@@ -63,20 +63,27 @@ class Study:
             raise ValueError(
                 f"--only {' '.join(only or ())}: fits none of the {len(every)} runs, such as {every[0].name}"
             )
+        # entries of equal settings, such as table5/row3 and table6/gt, are one run: the first one's
+        self._first: dict[tuple[str, int], Cell] = {}
         for cell in self.cells:
-            require_settings(output / cell.name, cell)
+            if self._first.setdefault(self._key(cell), cell) is cell:
+                require_settings(output / cell.name, cell)
         found = kept.load([records]) if records is not None and records.exists() else []
         self.recorded = {(record.digest, record.seed): record for record in found}
 
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell: that of the first one of equal settings and seed."""
+        return self.output / self._first[self._key(cell)].name
+
     def state(self, cell: Cell) -> str:
         """See `launch.state`."""
-        return state(self.output / cell.name, self._key(cell) in self.recorded)
+        return state(self.folder(cell), self._key(cell) in self.recorded)
 
     def finished(self) -> list[tuple[Cell, Outcome]]:
         """Every finished run of the grid, from its folder or from the records."""
         found = []
         for cell in self.cells:
-            one = outcome(self.output / cell.name)
+            one = outcome(self.folder(cell))
             if one is None and (record := self.recorded.get(self._key(cell))) is not None:
                 one = Outcome(record.metrics, record.cost["seconds"])
             if one is not None:
@@ -104,15 +111,16 @@ class Study:
             jobs: trainings at once; None: those of the file, or as many as the machine allows.
         """
         jobs = simultaneous(device, jobs or self.experiment.jobs)
-        missing = [cell for cell in self.cells if self.state(cell) not in ("done", "recorded")]
+        trained = list(self._first.values())
+        missing = [cell for cell in trained if self.state(cell) not in ("done", "recorded")]
         self.output.mkdir(parents=True, exist_ok=True)
-        for cell in self.cells:
+        for cell in trained:
             if self.state(cell) == "done":
-                self._record(self.output / cell.name)
+                self._record(self.folder(cell))
             elif self.state(cell) == "cut off":
                 print(f"{cell.name}: stopped before its first checkpoint; set aside and begun anew", flush=True)
         failures: list[Failure] = []
-        with _progress(len(self.cells), len(self.cells) - len(missing)) as advance:
+        with _progress(len(trained), len(trained) - len(missing)) as advance:
 
             def done(cell: Cell, folder: Path, seconds: float) -> None:
                 self._record(folder)
@@ -143,9 +151,8 @@ class Study:
         """Every finished run, by the titles of this experiment, as `OUTPUT/records.json`."""
         found = []
         for cell in self.cells:
-            folder = self.output / cell.name
             if self.state(cell) == "done":
-                found.append(replace(kept.read_run(folder), title=cell.title))
+                found.append(replace(kept.read_run(self.folder(cell)), title=cell.title))
             elif (record := self.recorded.get(self._key(cell))) is not None:
                 found.append(replace(record, title=cell.title, labels=cell.config.labels.budget))
         path = self.output / "records.json"

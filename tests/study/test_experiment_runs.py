@@ -174,6 +174,23 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys,
     assert "set aside" in capsys.readouterr().out
 
 
+def test_entries_of_equal_settings_are_trained_once(tmp_path, capsys, monkeypatch):
+    script = (
+        "import sys, pathlib, json, shutil; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
+        "metrics = {**scores, 'pretrained': {'miou': 0.25}, 'iou': {}, 'label_budget': {}, 'parameters': {}}\n"
+        "(out / 'metrics.json').write_text(json.dumps(metrics))\n"
+        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
+        "shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
+    )
+    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+    file = grid(tmp_path, "backbones: [minkunet]\nrecipes: [decoupled, table6/gt, supervised]\nseeds: [0]\n")
+    assert main(["experiment", str(file), "--output", str(tmp_path / "out")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| minkunet")]
+    assert len(rows) == 3 and all("| 50.0 |" in row for row in rows)
+    assert len(list((tmp_path / "out").glob("*/metrics.json"))) == 2
+
+
 def test_list_runs_nothing(tmp_path, capsys):
     assert main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), "--list"]) == 0
     said = capsys.readouterr().out
