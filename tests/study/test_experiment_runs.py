@@ -35,6 +35,30 @@ set:
 """
 
 
+FAKE_TRAINING = """
+import json, pathlib, shutil, sys
+output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
+CHECK
+output.mkdir(parents=True)
+scores = dict.fromkeys(["miou", "head_iou", "waist_iou", "tail_iou"], 0.5)
+metrics = {**scores, "pretrained": {"miou": 0.25}, "iou": {}, "label_budget": {}, "parameters": {}}
+(output / "metrics.json").write_text(json.dumps(metrics))
+(output / "environment.json").write_text(json.dumps({"digest": "d"}))
+shutil.copy(sys.argv[sys.argv.index("--config") + 1], output / "config.yaml")
+"""
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+    """Trainings that take no time and all score 50; `check` is a line of Python that each begins with."""
+
+    def install(check: str = "") -> None:
+        script = FAKE_TRAINING.replace("CHECK", check)
+        monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+
+    return install
+
+
 def grid(folder: Path, text: str = TINY) -> Path:
     file = folder / "grid.yaml"
     file.write_text(text, encoding="utf-8")
@@ -137,17 +161,8 @@ def test_words_for_numbers():
     assert difference({0: {"miou": 0.5}}, {1: {"miou": 0.4}}, "miou") == "-"
 
 
-def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
-    script = (
-        "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
-        "if 'decoupled' in out.name: sys.exit('error: no luck')\n"
-        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
-        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
-        " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
-        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
-        "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
-    )
-    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, fake_training):
+    fake_training("if 'decoupled' in output.name: sys.exit('error: no luck')")
     code = main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), "--jobs", "2"])
     said = capsys.readouterr()
     assert code == 1
@@ -155,17 +170,8 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     assert "failed: minkunet-1pt-decoupled-seed0: error: no luck (see " in said.err
 
 
-def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys, monkeypatch):
-    script = (
-        "import sys, pathlib, json; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
-        "assert '--resume' not in sys.argv and not out.exists()\n"
-        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
-        "(out / 'metrics.json').write_text(json.dumps({**scores, 'pretrained': {'miou': 0.25},"
-        " 'iou': {}, 'label_budget': {}, 'parameters': {}}))\n"
-        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
-        "import shutil; shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
-    )
-    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys, fake_training):
+    fake_training("assert '--resume' not in sys.argv and not output.exists()")
     cell = cell_of(tmp_path)
     (tmp_path / "out" / cell.name).mkdir(parents=True)
     (tmp_path / "out" / cell.name / "config.yaml").write_text(dump(cell.config), encoding="utf-8")
@@ -174,16 +180,8 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys,
     assert "set aside" in capsys.readouterr().out
 
 
-def test_entries_of_equal_settings_are_trained_once(tmp_path, capsys, monkeypatch):
-    script = (
-        "import sys, pathlib, json, shutil; out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1])\n"
-        "out.mkdir(parents=True); scores = dict.fromkeys(['miou', 'head_iou', 'waist_iou', 'tail_iou'], 0.5)\n"
-        "metrics = {**scores, 'pretrained': {'miou': 0.25}, 'iou': {}, 'label_budget': {}, 'parameters': {}}\n"
-        "(out / 'metrics.json').write_text(json.dumps(metrics))\n"
-        "(out / 'environment.json').write_text(json.dumps({'digest': 'd'}))\n"
-        "shutil.copy(sys.argv[sys.argv.index('--config') + 1], out / 'config.yaml')\n"
-    )
-    monkeypatch.setattr("mink_decouple.study.launch.TRAIN", (sys.executable, "-c", script))
+def test_entries_of_equal_settings_are_trained_once(tmp_path, capsys, fake_training):
+    fake_training()
     file = grid(tmp_path, "backbones: [minkunet]\nrecipes: [decoupled, table6/gt, supervised]\nseeds: [0]\n")
     assert main(["experiment", str(file), "--output", str(tmp_path / "out")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| minkunet")]
