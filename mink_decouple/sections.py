@@ -119,6 +119,7 @@ class PseudoConfig:
     rho_source: str = setting("auto", choices=("auto", "labels", "predicted"))
     votes: int = setting(1, low=1)  # augmented passes averaged when pseudo-labels are made
     smooth: str = setting("none", choices=("none", "segments"))  # probabilities averaged within each segment
+    within: str = setting("any", choices=("any", "labelled"))  # classes a scene's pseudo-labels may take
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ class LossConfig:
     seg_norm: str = setting("joint", choices=("joint", "split"))
     seg_lambda: float = setting(1.0, low=0.0)  # weight of the pseudo-labels where seg_norm is split
     class_weight: str = setting("inv", choices=("inv", "none"))  # 1 / (f + 0.02) of the visible labels
+    pseudo_weight: str = setting("none", choices=("none", "inv"))  # the same of the pseudo-labels; seg_norm split
+    absent: float = setting(0.0, low=0.0)  # weight of the loss on classes that a scene has no label of; 0: off
     erda: float = setting(0.0, low=0.0)  # weight of the distribution alignment on unlabelled rows; 0: off
     erda_stages: str = setting("all", choices=STAGES)
     erda_momentum: float = setting(0.999, low=0.0, high=1.0)  # of the class prototypes

@@ -20,6 +20,7 @@ def config(name: str, backbone: str) -> Config:
 def test_the_schedule_is_the_papers(name: str, backbone: str) -> None:
     c = config(name, backbone)
     s = c.schedule
+    assert c.recipe == "paper"
     assert (s.mode, s.iterations, s.policy, s.decay) == ("decoupled", 10, "exp", 0.98)
     assert [(stage.epochs, stage.lr) for stage in (s.pretrain, s.i_step, s.ii_step)] == [
         (100, 1e-2),

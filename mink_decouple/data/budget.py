@@ -58,6 +58,15 @@ class LabelSet:
         return tuple(name for name, count in zip(self.classes, self.counts) if count == 0)
 
     @property
+    def complete(self) -> bool:
+        """Whether every class of a labelled scene has a label, so that one without any is absent from it."""
+        try:
+            kind = parse_budget(str(self.meta["budget"])).kind
+        except (ValueError, FileNotFoundError):
+            return False  # a list that has moved, or a file made elsewhere
+        return kind in ("per_class", "share", "scans", "full")
+
+    @property
     def checksum(self) -> str:
         """SHA-256 over class names, scene names, indices and labels: equal label sets have equal checksums."""
         digest = hashlib.sha256(json.dumps([list(self.classes), sorted(self.index)]).encode())

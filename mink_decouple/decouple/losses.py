@@ -192,6 +192,27 @@ def imbalanced_focal(
     return torch.where(labelled, row, torch.zeros_like(row)).sum(), labelled.sum().to(row.dtype)
 
 
+def absent_classes(logits: Tensor, target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """`-log sum_{c present} p_c` of the rows without a given label: none of them is of a class that is not there.
+
+    Where a budget labels every class of a scene, what it leaves out says that a class is absent. This is the
+    cross-entropy of the coarse label "one of those"; not part of the paper.
+
+    Args:
+        logits: (n, C) floating point.
+        target: (n,) int64 given labels, -1 hidden.
+        present: (n, C) bool, classes that a row may be of. A row without any is left out.
+
+    Returns:
+        `(sum, count)`, count being the number of hidden rows.
+    """
+    hidden = target == IGNORE
+    log_p = log_softmax(_full_precision(logits))
+    known = hidden & present.any(1) & ~present.all(1)
+    row = log_p.masked_fill(~present & known.unsqueeze(1), float("-inf")).logsumexp(1)
+    return -torch.where(known, row, torch.zeros_like(row)).sum(), hidden.sum().to(row.dtype)
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of a composed loss.
@@ -259,6 +280,7 @@ def segmentation_terms(
     lam: float = 1.0,
     weight: Tensor | None = None,
     divide_by: str = "rows",
+    pseudo_weight: Tensor | None = None,
 ) -> tuple[Term, ...]:
     """L_seg-I: cross-entropy of ground truth and pseudo-labels (Eq. 8).
 
@@ -272,6 +294,7 @@ def segmentation_terms(
         lam: weight of the pseudo-labels, "split" only.
         weight: (C,) class weights, or None.
         divide_by: see `cross_entropy`.
+        pseudo_weight: (C,) weights of the pseudo-labels in place of `weight`, "split" only.
 
     Returns:
         Terms for `feature_loss`.
@@ -283,7 +306,8 @@ def segmentation_terms(
     if norm == "joint":
         return (Term("seg", *cross_entropy(logits, merge_targets(target, pseudo), weight, divide_by)),)
     given = cross_entropy(logits, target, weight, divide_by)
-    found = cross_entropy(logits, hide_labelled(target, pseudo), weight, divide_by)
+    hidden = weight if pseudo_weight is None else pseudo_weight
+    found = cross_entropy(logits, hide_labelled(target, pseudo), hidden, divide_by)
     return Term("seg_gt", *given), Term("seg_pseudo", *found, scale=lam)
 
 
@@ -307,6 +331,23 @@ def class_weights(counts: Tensor, mode: str = "inv") -> Tensor:
     if not bool(counts.sum() > 0):
         raise ValueError("class_weight: no labelled point in any class, weights need at least one")
     return (1.0 / (counts / counts.sum() + 0.02)).to(torch.float32)
+
+
+def pseudo_weights(counts: Tensor) -> Tensor:
+    """Class weights `1 / (f + 0.02)` of the pseudo-labels, scaled to a mean of 1 over them; not part of the paper.
+
+    Args:
+        counts: (C,) pseudo-labelled points per class; without any, all weights are 1.
+
+    Returns:
+        (C,) float32.
+    """
+    total = counts.to(torch.float64).sum()
+    if not bool(total > 0):
+        return torch.ones_like(counts, dtype=torch.float32)
+    share = counts.to(torch.float64) / total
+    weight = 1.0 / (share + 0.02)
+    return (weight / (weight * share).sum()).to(torch.float32)
 
 
 def labelled_rows(target: Tensor) -> Tensor | None:

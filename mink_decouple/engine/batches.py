@@ -37,6 +37,8 @@ class Labelled:
         pseudo: (n,) int64 pseudo-labels of the rows, -1 where there is none or where a given label is visible.
         confidence: (n,) float32 mean confidence of a row's pseudo-labelled points, 0 where there is none.
         points: (r,) int64 grid point of every sample point; in a mixed sample, of the scene that the point is from.
+        present: (b, C) bool classes that the rows of each sample may be of (`Scene.possible`); None where `loss.absent`
+            does not ask for it.
         later: ratios and neighbours of the pyramid where `to` shall make it, on the device; None where none is wanted.
     """
 
@@ -44,6 +46,7 @@ class Labelled:
     pseudo: Tensor
     confidence: Tensor
     points: Tensor
+    present: Tensor | None = None
     later: tuple[Sequence[int], int] | None = None
 
     def to(self, device: torch.device) -> Labelled:
@@ -52,7 +55,8 @@ class Labelled:
         if self.later is not None:
             levels = device_pyramid.pyramid_on(batch.coords, self.batch.sizes.tolist(), *self.later)
             batch = replace(batch, pyramid=[Level(*level) for level in levels])
-        return Labelled(batch, self.pseudo.to(device), self.confidence.to(device), self.points)
+        present = None if self.present is None else self.present.to(device)
+        return Labelled(batch, self.pseudo.to(device), self.confidence.to(device), self.points, present)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def make_batch(
     the batch is bound for a `device` that searches neighbours faster, that is left to `Labelled.to`. `groups` names the
     items that are laid into each other as one sample (see `draw`); None leaves each by itself.
     """
-    views, pseudo, confidence, points = [], [], [], []
+    views, pseudo, confidence, points, present = [], [], [], [], []
     later = pyramid_later(config, device)
     for group in groups or [(number,) for number in range(len(items))]:
         samples = []
@@ -118,6 +122,8 @@ def make_batch(
         if len(group) > 1 and halves_samples(config):
             samples = halves(samples, rng)
         views.append(make_view(config, join(samples), rng, with_pyramid=later is None))
+        if config.loss.absent:
+            present.append(np.any([items[number][0].possible(classes) for number in group], axis=0))
         for number, sample in zip(group, samples, strict=True):
             labels = items[number][1]
             pseudo.append(labels.pseudo[sample.points])
@@ -130,7 +136,9 @@ def make_batch(
     chosen = (point_pseudo >= 0).float()
     weight = torch.zeros(len(rows)).index_add_(0, batch.inverse, chosen)
     total = torch.zeros(len(rows)).index_add_(0, batch.inverse, torch.from_numpy(np.concatenate(confidence)) * chosen)
-    return Labelled(batch, rows, total / weight.clamp_min(1.0), torch.from_numpy(np.concatenate(points)), later)
+    known = torch.from_numpy(np.stack(present)) if present else None
+    where = torch.from_numpy(np.concatenate(points))
+    return Labelled(batch, rows, total / weight.clamp_min(1.0), where, known, later)
 
 
 def make_sampler(config: Config, scenes: Sequence[Scene]) -> CropSampler | SceneSampler:

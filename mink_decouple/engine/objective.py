@@ -11,6 +11,7 @@ from mink_decouple.decouple.balance import GradientRatio, focusing_factors
 from mink_decouple.decouple.erda import Alignment, alignment_loss
 from mink_decouple.decouple.losses import (
     Term,
+    absent_classes,
     adjust_logits,
     cross_entropy,
     feature_loss,
@@ -37,6 +38,7 @@ class Objective:
         tau: strength of the logit adjustment of the cross-entropy; 0 for none.
         prior: (C,) class counts behind it.
         alignment: prototypes of ERDA, or None.
+        pseudo_weight: (C,) class weights of the pseudo-labels in place of `weight`, or None.
     """
 
     config: LossConfig
@@ -48,13 +50,21 @@ class Objective:
     tau: float = 0.0
     prior: Tensor | None = None
     alignment: Alignment | None = None
+    pseudo_weight: Tensor | None = None
 
     def counts(self, target: Tensor, pseudo: Tensor) -> dict[str, int]:
         """Divisors that a batch contributes to its optimizer step; the trainer adds them over micro-batches."""
         given, found = int((target != NONE).sum()), int((pseudo != NONE).sum())
         seg = {"gt": given, "pseudo": found, "mixed": given + found}[self.labels]
-        counts = {"seg": seg, "seg_gt": given, "seg_pseudo": found, "feature": found}
-        return counts if self.alignment is None else {**counts, "erda": len(target) - given}
+        hidden = len(target) - given
+        return {
+            "seg": seg,
+            "seg_gt": given,
+            "seg_pseudo": found,
+            "feature": found,
+            "absent": hidden,
+            "erda": hidden,
+        }
 
     def __call__(
         self,
@@ -64,6 +74,7 @@ class Objective:
         confidence: Tensor,
         counts: dict[str, float],
         features: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, divided by the counts of the whole step, and the value of each term.
 
@@ -74,12 +85,15 @@ class Objective:
             confidence: (n,) float32 of the pseudo-labels.
             counts: sums of `counts()` over the step.
             features: (n, D) that the logits are of; the alignment needs them.
+            present: (n, C) bool, classes that a row may be of, for `loss.absent`; None where nothing is known.
         """
         c = self.config
         terms: list[Term] = []
         told = logits if self.tau == 0 or self.prior is None else adjust_logits(logits, self.prior, self.tau)
         if self.labels == "mixed":
-            terms += segmentation_terms(told, target, pseudo, c.seg_norm, c.seg_lambda, self.weight)
+            terms += segmentation_terms(
+                told, target, pseudo, c.seg_norm, c.seg_lambda, self.weight, pseudo_weight=self.pseudo_weight
+            )
         else:
             terms.append(Term("seg", *cross_entropy(told, target if self.labels == "gt" else pseudo, self.weight)))
         if self.feature != "none":
@@ -94,6 +108,8 @@ class Objective:
         if self.alignment is not None and features is not None:
             spread = alignment_loss(self.alignment(features, target), logits, target)
             terms.append(Term("erda", *spread, scale=c.erda))
+        if present is not None and c.absent:
+            terms.append(Term("absent", *absent_classes(logits, target, present), scale=c.absent))
         loss = feature_loss(terms, counts)
         values = {t.name: float(t.total.detach()) * t.scale / max(counts[t.name], 1.0) for t in terms}
         return loss, values

@@ -111,6 +111,8 @@ def make_pseudo_labels(
     for s in progress(scenes, "pseudo-labels"):
         voted = probabilities(model, config, s, classes, device, p.votes)
         voted = smooth(voted, segments[s.name]) if p.smooth == "segments" else voted
+        if p.within == "labelled":
+            voted = voted * s.possible(classes)
         probs[s.name].copy_(torch.from_numpy(voted))
     predicted = torch.stack([predicted_counts(probs[s.name], visible[s.name]) for s in scenes]).sum(0)
     rho = imbalance_ratio(select_counts(labelled_counts(scenes, classes), predicted, p.rho_source), p.rho_mode)

@@ -110,10 +110,12 @@ class Scene:
     Attributes:
         source: where its arrays come from.
         given: the labels that training may see, packed; None for none.
+        occurring: (C,) bool classes that occur in the scene, where its labels tell (`LabelSet.complete`); else None.
     """
 
     source: Source
     given: PackedIds | None = None
+    occurring: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +152,10 @@ class Scene:
         """(V,) int64 majority label of each grid point, -1 where there is none. For reports only."""
         grid = self.grid
         return np.full(len(grid), -1, np.int64) if grid.labels is None else grid.labels
+
+    def possible(self, classes: int) -> np.ndarray:
+        """(C,) bool classes that a point of the scene may be of: all unless the labels tell."""
+        return np.ones(classes, bool) if self.occurring is None else self.occurring
 
     def truth_counts(self, classes: int) -> np.ndarray:
         """(C,) int64 grid points of each true class. For reports only."""
@@ -189,7 +195,12 @@ def load_scene(config: Config, dataset: Any, name: str) -> Scene:
 
 def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
     """The scenes with the labels of `labels` visible; a scene it does not name has none."""
-    return [replace(s, given=pack_ids(visible(labels, s.grid))) for s in scenes]
+
+    def occurring(name: str) -> np.ndarray | None:
+        found = class_counts(labels.label.get(name, np.empty(0, np.int64)), len(labels.classes)) > 0
+        return found if labels.complete and found.any() else None
+
+    return [replace(s, given=pack_ids(visible(labels, s.grid)), occurring=occurring(s.name)) for s in scenes]
 
 
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mink_decouple.config import Config, dump
-from mink_decouple.data.budget import LabelSet
+from mink_decouple.data.budget import LabelSet, describe
 from mink_decouple.data.transforms import assemble_features, compose
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.batches import SceneLabels, make_batch
@@ -124,6 +124,11 @@ def try_settings(
         ValueError: names the setting or the scene.
     """
     selection_options(config)
+    if config.loss.pseudo_weight != "none" and config.loss.seg_norm != "split":
+        raise ValueError(
+            f"loss.pseudo_weight {config.loss.pseudo_weight}: the pseudo-labels need a mean of their own; "
+            "set loss.seg_norm split"
+        )
     make_optimizer(config.optim, model)
     for scene in (*scenes, *eval_scenes):
         grid = scene.grid
@@ -140,6 +145,16 @@ def try_settings(
 
 def _without_engine(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("  engine: ")]
+
+
+def introduce(config: Config, labels: LabelSet) -> str:
+    """What a run says of its labels when it begins."""
+    asked = {"loss.absent": config.loss.absent > 0, "pseudo.within": config.pseudo.within == "labelled"}
+    names = [key for key, on in asked.items() if on]
+    if not names or labels.complete:
+        return describe(labels)
+    told = f"labels {labels.meta['budget']} do not tell which classes a scene has: {' and '.join(names)} without effect"
+    return f"{describe(labels)}\n{told}"
 
 
 def label_budget(labels: LabelSet) -> dict[str, Any]:

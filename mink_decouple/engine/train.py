@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from mink_decouple.config import Config, digest, dump
-from mink_decouple.data.budget import describe
+from mink_decouple.data.budget import class_counts
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.sampling import CropSampler, epoch_steps
 from mink_decouple.decouple.balance import GradientRatio, select_counts
 from mink_decouple.decouple.erda import Alignment
-from mink_decouple.decouple.losses import class_weights
+from mink_decouple.decouple.losses import class_weights, pseudo_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.decouple.schedule import Stage, build_schedule, covers, learning_rate, refresh_due
 from mink_decouple.engine import checkpoint
@@ -39,7 +39,7 @@ from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, 
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
 from mink_decouple.engine.snapshots import Snapshots, richest
-from mink_decouple.engine.state import State, label_budget, require_same_run, saved_run, try_settings
+from mink_decouple.engine.state import State, introduce, label_budget, require_same_run, saved_run, try_settings
 from mink_decouple.metrics import ClassGroups, ConfusionMatrix, class_groups
 from mink_decouple.models.segmenter import Segmenter
 
@@ -124,7 +124,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Train what is left of the schedule, score, and write metrics.json."""
-        say(describe(self.labels))
+        say(introduce(self.config, self.labels))
         while self.state.stage < len(self.stages):
             stage = self.stages[self.state.stage]
             if stage.kind == "II":
@@ -151,11 +151,13 @@ class Trainer:
         if self.optimizer is None:
             self.optimizer = self._optimizer(stage)
         steps = config.schedule.steps or self._steps()
+        balance = self._balance(labels)
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
             if refresh_due(stage, epoch, 0):
                 labels = self._pseudo_labels(stage, table_path)
+                balance = self._balance(labels)
             started = time.perf_counter()
-            objective = self._objective(stage)
+            objective = self._objective(stage, balance)
             seed_torch(config.seed, stage.name, epoch)
             self.model.train()
             losses = self._epoch(stage, epoch, steps, labels, objective)
@@ -194,7 +196,9 @@ class Trainer:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
                     features = self.model.features(item.batch)
                     logits = self.model.classifier(features)
-                loss, values = objective(logits, item.batch.target, item.pseudo, item.confidence, counts, features)
+                known = None if item.present is None else item.present[item.batch.batch]
+                rows = item.batch.target, item.pseudo, item.confidence
+                loss, values = objective(logits, *rows, counts, features, known)
                 backward(loss, where)
                 for key, value in values.items():
                     sums[key] = sums.get(key, 0.0) + value / steps
@@ -214,7 +218,7 @@ class Trainer:
         cached = cache_features(
             self.model, config, self.scenes, labels, self.count, self.device, stage.name, wants_pseudo
         )
-        objective = self._objective(stage)
+        objective = self._objective(stage, self._balance(labels) if wants_pseudo else None)
         loss = train_classifier(self.model, config, stage, cached, objective, stage.name)
         self.events.scalars("train/II", {"loss": loss}, self.state.step)
         self._add_seconds(stage.name, started)
@@ -235,7 +239,14 @@ class Trainer:
         aligned = self._aligned(stage)
         return make_optimizer(self.config.optim, self.model, *([] if aligned is None else [aligned]))
 
-    def _objective(self, stage: Stage) -> Objective:
+    def _balance(self, labels: Mapping[str, SceneLabels]) -> torch.Tensor | None:
+        """Class weights of the pseudo-labels, None where they have none of their own."""
+        if self.config.loss.pseudo_weight == "none":
+            return None
+        counts = sum(class_counts(labels[s.name].pseudo, self.count) for s in self.scenes)
+        return pseudo_weights(torch.as_tensor(counts)).to(self.device)
+
+    def _objective(self, stage: Stage, balance: torch.Tensor | None) -> Objective:
         config = self.config
         rho = self.state.rho if self.state.rho is not None else torch.ones(self.count)
         if stage.kind == "II":
@@ -250,7 +261,8 @@ class Trainer:
         if tau:
             labelled = labelled_counts(self.scenes, self.count)
             prior = select_counts(labelled, self.state.predicted, config.pseudo.rho_source)
-        return Objective(config.loss, labels, feature, self.weight, rho, self.ratio, tau, prior, self._aligned(stage))
+        fixed = config.loss, labels, feature, self.weight, rho, self.ratio, tau, prior
+        return Objective(*fixed, self._aligned(stage), balance)
 
     def _pseudo_labels(self, stage: Stage, path: Path) -> Mapping[str, SceneLabels]:
         """Make, keep and report the pseudo-labels of an iteration."""

@@ -259,6 +259,49 @@ def test_class_weights_of_hand_worked_counts():
     assert losses.class_weights(torch.tensor([98, 2, 0]), "none").tolist() == [1.0, 1.0, 1.0]
 
 
+def test_absent_classes_of_a_hand_worked_batch():
+    # rows of p = (.5, .25, .25): classes 0 and 1 possible -log .75 = .2877; class 2 alone -log .25 = 1.3863;
+    # all possible: 0; given: left out, though it counts for nothing but the labelled
+    logits = logits_of(*[[0.5, 0.25, 0.25]] * 4)
+    target = torch.tensor([-1, -1, -1, 0])
+    present = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [1, 0, 0]]).bool()
+    total, count = losses.absent_classes(logits, target, present)
+    assert total.item() == pytest.approx(0.2877 + 1.3863, abs=1e-4)
+    assert count.item() == 3
+
+
+def test_absent_classes_push_no_class_that_may_be_there_apart():
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    present = torch.tensor([[1, 1, 0, 1]] * 4 + [[1, 1, 1, 1]] + [[0, 0, 0, 0]]).bool()
+    target = torch.tensor([-1] * 6)
+    assert torch.autograd.gradcheck(lambda x: losses.absent_classes(x, target, present)[0], logits)
+    losses.absent_classes(logits, target, present)[0].backward()
+    assert (logits.grad[:4, 2] > 0).all()
+    # within the possible classes the gradient is in proportion to their probabilities: their order stays
+    share = logits.detach()[:4, present[0]].softmax(1)
+    torch.testing.assert_close(logits.grad[:4, present[0]], -logits.grad[:4, 2:3] * share)
+    assert not logits.grad[4:].any()
+
+
+def test_pseudo_weights_even_out_and_keep_the_mean():
+    # f = (.98, .02): 1 / (1.0, 0.04) = 1, 25; mean .98 + .5 = 1.48
+    found = losses.pseudo_weights(torch.tensor([98, 2]))
+    assert found.tolist() == pytest.approx([1 / 1.48, 25 / 1.48])
+    assert losses.pseudo_weights(torch.zeros(3, dtype=torch.int64)).tolist() == [1.0, 1.0, 1.0]
+    # a class without any is never asked for
+    assert torch.isfinite(losses.pseudo_weights(torch.tensor([5, 0]))).all()
+
+
+def test_pseudo_weights_apply_to_the_pseudo_labels_alone():
+    # GT row -log .5 = .6931; pseudo rows 1.3863 weighted 2 and .5: mean 1.7329
+    logits = logits_of(*[[0.5, 0.25, 0.25]] * 3)
+    target, pseudo = torch.tensor([0, -1, -1]), torch.tensor([-1, 1, 2])
+    terms = losses.segmentation_terms(
+        logits, target, pseudo, "split", weight=None, pseudo_weight=torch.tensor([9.0, 2.0, 0.5])
+    )
+    assert feature_loss(terms).item() == pytest.approx(0.6931 + 1.7329, abs=1e-4)
+
+
 def test_wrong_choices_are_named_with_the_choices():
     logits, target = draw()
     with pytest.raises(ValueError, match="form: 'sigmoid' is not one of softmax, ovr"):

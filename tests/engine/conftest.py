@@ -65,7 +65,7 @@ BACKBONE = {
 def make_config(folder):
     """`make_config(backbone, recipe, **overrides)` -> Config over the tiny rooms."""
 
-    def make(backbone="minkunet", recipe="decoupled", **overrides):
+    def make(backbone="minkunet", recipe="paper", **overrides):
         tree = merge(merge(SMALL, BACKBONE[backbone]), {"data": {"root": str(folder)}})
         if recipe == "fully_supervised":
             tree = {**tree, "labels": {}}

@@ -73,9 +73,9 @@ def test_every_switch_gives_another_network(make_config, tmp_path, overrides):
         ("supervised", {"loss": {"erda": 1.0, "erda_stages": "i_step"}}),
         ("joint", {"ii": {"sampler": "balanced", "logit_adjust": 1.0}}),
         ("supervised", {"pseudo": {"smooth": "segments"}, "labels": {"spread": "segments"}}),
-        ("decoupled", {"pseudo": {"smooth": "segments"}, "segments": {"most": 1}}),
-        ("decoupled", {"labels": {"spread": "segments"}, "segments": {"most": 1}}),
-        ("decoupled", {"eval": {"every": "epoch"}}),
+        ("paper", {"pseudo": {"smooth": "segments"}, "segments": {"most": 1}}),
+        ("paper", {"labels": {"spread": "segments"}, "segments": {"most": 1}}),
+        ("paper", {"eval": {"every": "epoch"}}),
     ],
     ids=str,
 )
@@ -123,7 +123,7 @@ class Killed(Exception):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema": {"restart": False, "use": "pseudo"}, "view": {"batch": 1}}], ids=str)
-@pytest.mark.parametrize("recipe", ["decoupled", "joint"])
+@pytest.mark.parametrize("recipe", ["paper", "joint"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_everything_on_a_run_that_died_resumes_to_the_same_bytes(
     make_config, tmp_path, monkeypatch, backbone, recipe, changes
@@ -179,7 +179,7 @@ def test_the_alignment_learns_in_the_stages_it_is_on_in(make_config, tmp_path, m
 
 
 def test_scoring_every_epoch_adds_events_and_nothing_else(make_config, tmp_path):
-    for recipe in ("decoupled", "joint"):
+    for recipe in ("paper", "joint"):
         often, plain = (
             make_config(recipe=recipe, eval={"every": every}, schedule={"iterations": 2})
             for every in ("epoch", "iteration")
@@ -187,7 +187,7 @@ def test_scoring_every_epoch_adds_events_and_nothing_else(make_config, tmp_path)
         run(often, tmp_path / recipe / "often")
         run(plain, tmp_path / recipe / "plain")
         found = [e for e in events(tmp_path / recipe / "often") if e["event"] == "evaluation"]
-        kind = "I" if recipe == "decoupled" else "joint"
+        kind = "I" if recipe == "paper" else "joint"
         by_epoch = [(e["stage"], e["iteration"], e["epoch"]) for e in found if "epoch" in e]
         assert by_epoch == [(f"iter_{i:02d}_{kind}", i, epoch) for i in (0, 1) for epoch in (1, 2)]
         rest = [{k: v for k, v in e.items() if k not in ("epoch", "iteration")} for e in found]

@@ -43,6 +43,21 @@ def test_micro_batches_of_unequal_label_counts_give_the_gradient_of_the_whole_ba
     torch.testing.assert_close(found, expected)
 
 
+def test_absent_classes_cost_the_rows_without_a_given_label_and_micro_batches_agree(rows):
+    logits, *rest = rows
+    present = (torch.arange(12).unsqueeze(1) + torch.arange(3)) % 3 > 0
+    whole, without = objective(feature="none", absent=0.5), objective(feature="none")
+    counts = total([whole.counts(*rest[:2])])
+    loss, values = whole(logits, *rest, counts, present=present)
+    hidden = rest[0] == -1
+    expected = -(logits.softmax(1) * present).sum(1).log()[hidden].mean()
+    assert values["absent"] == pytest.approx(0.5 * expected.item())
+    torch.testing.assert_close(loss, without(logits, *rest, counts)[0] + 0.5 * expected)
+    pieces = [slice(0, 4), slice(4, 12)]
+    parts = sum(whole(logits[s], *(r[s] for r in rest), counts, present=present[s])[0] for s in pieces)
+    torch.testing.assert_close(parts, loss)
+
+
 def test_given_labels_only_is_plain_cross_entropy(rows):
     logits, target, pseudo, confidence = rows
     first = objective(labels="gt", feature="none")

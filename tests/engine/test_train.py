@@ -96,6 +96,7 @@ def test_zero_iterations_equal_supervised_training(make_config, tmp_path):
 @pytest.mark.parametrize(
     "recipe",
     [
+        "decoupled",
         "supervised",
         "fully_supervised",
         "joint",
@@ -149,7 +150,7 @@ def test_a_run_folder_holds_what_it_promises(make_config, tmp_path):
         assert (output / name).is_file(), name
     assert (output / "pseudo_labels" / "iter_00.npz").is_file()
     assert list((output / "tensorboard").iterdir())
-    assert load_config(output / "config.yaml").recipe == "decoupled"
+    assert load_config(output / "config.yaml").recipe == "paper"
     events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["evaluation", "pseudo_labels", "evaluation"]
     assert set(events[1]["precision"]) == {"floor", "wall", "box"}

@@ -119,10 +119,10 @@ def test_dotted_keys_and_mappings_are_the_same():
 
 
 def test_equal_settings_have_equal_digests_whatever_name_seed_and_engine():
-    first = load_config(recipe="decoupled")
+    first = load_config(recipe="paper")
     same = (
         load_config(recipe="table5/row3", overrides={"seed": 7}),
-        load_config(recipe="decoupled", overrides={"model": {"engine": "native"}}),
+        load_config(recipe="paper", overrides={"model": {"engine": "native"}}),
     )
     assert {digest(config) for config in same} == {digest(first)}
     others = (

@@ -182,7 +182,7 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys,
 
 def test_entries_of_equal_settings_are_trained_once(tmp_path, capsys, fake_training):
     fake_training()
-    file = grid(tmp_path, "backbones: [minkunet]\nrecipes: [decoupled, table6/gt, supervised]\nseeds: [0]\n")
+    file = grid(tmp_path, "backbones: [minkunet]\nrecipes: [paper, table6/gt, supervised]\nseeds: [0]\n")
     assert main(["experiment", str(file), "--output", str(tmp_path / "out")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| minkunet")]
     assert len(rows) == 3 and all("| 50.0 |" in row for row in rows)
