@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mink_decouple import __version__
+from mink_decouple import __version__, options
 
 # Idle OpenMP threads would spin between torch's kernels and take the cores from ours; read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -97,6 +97,20 @@ def evaluate(args: argparse.Namespace) -> None:
     output = args.output or args.checkpoint.parent.parent / f"evaluation-{args.checkpoint.stem}"
     evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, choose_device(args.device))
     print(f"wrote {output / 'metrics.json'}")
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write files with a class and a confidence for every point, in their own formats."""
+    from mink_decouple.engine.predict_files import predict_files
+    from mink_decouple.engine.runtime import choose_device, keep_freed_memory
+
+    if args.votes is not None and args.votes < 1:
+        raise ValueError(f"--votes {args.votes}: must be at least 1")
+    device = choose_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    columns = args.columns.split(",") if args.columns else None
+    predict_files(args.checkpoint, args.inputs, args.output, device, args.votes, columns, args.overwrite)
 
 
 def labels(args: argparse.Namespace) -> None:
@@ -281,118 +295,19 @@ def _free_folder(config: Config) -> Path:
     return folder
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="YAML file (default: the synthetic buildings)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable")
-    parser.set_defaults(labels=None, seed=None, backbone=None, recipe=None)
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: auto)")
-
-
-def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", help="label budget: 1pt | 1%% | 0.1%% | 20x | scans:5%% | full | FILE.npz")
-    parser.add_argument("--seed", type=int, help="seed of the labels, the weights and the batches")
-
-
-def _train(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    _budget(parser)
-    _device(parser)
-    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
-    parser.add_argument("--recipe", help="a name in configs/recipes, for example supervised or table5/row2, or a file")
-    parser.add_argument("--output", type=Path, help="run folder (default: a new one in runs/)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-
-
-def _evaluate(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    _device(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument(
-        "--output", type=Path, help="folder of metrics.json (default: evaluation-NAME in the run folder)"
-    )
-
-
-def _labels(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    _budget(parser)
-    parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
-
-
-def _convert(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    parser.add_argument("weights", type=Path, help="a state dict of MinkowskiEngine's example, or a checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write")
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _submit(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    _device(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the .zip file to write")
-    parser.add_argument("--server", help="scannet | semantic-8 | reduced-8 | semantickitti (default: of data.dataset)")
-    parser.add_argument("--description", help="text for the description.txt of SemanticKITTI")
-
-
-def _pool(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder that holds metrics.json, one a fold")
-    parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
-
-
-def _experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", type=Path, help="YAML file of the grid, such as configs/experiments/table5.yaml")
-    parser.add_argument("--output", type=Path, help="folder of the run folders (default: runs/NAME)")
-    parser.add_argument("--jobs", type=int, help="trainings at once (default: as many as the machine allows)")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only runs whose name holds one of these texts")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
-    parser.add_argument("--records", type=Path, help="JSON file of finished runs: read, not run again, and added to")
-    parser.add_argument("--list", action="store_true", help="show every run and its state, run nothing")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting of all runs")
-    _device(parser)
-
-
-def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, folder of them, or records file")
-    parser.add_argument("--output", type=Path, required=True, help="the .html file to write")
-    parser.add_argument("--reference", help="recipe that the others are compared with (default: supervised)")
-    parser.add_argument("--title", help="of the page")
-    parser.add_argument("--records", type=Path, help="write the runs as records, too")
-    parser.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the features")
-
-
-def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
-    parser.add_argument("--root", type=Path, required=True, help="folder of the download")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; later data.root")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
-
-
-def _check(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    _budget(parser)
-    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
-    parser.add_argument("--recipe", help="a name in configs/recipes, or a file")
-    parser.add_argument("--output", type=Path, help="a .json file to write all findings and numbers to")
-
-
 Configure = Callable[[argparse.ArgumentParser], None]
+
 COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
-    "train": (_train, train),
-    "evaluate": (_evaluate, evaluate),
-    "labels": (_labels, labels),
-    "convert": (_convert, convert),
-    "doctor": (_doctor, doctor),
-    "submit": (_submit, submit),
-    "pool": (_pool, pool),
-    "prepare": (_prepare, prepare),
-    "check": (_check, check),
-    "experiment": (_experiment, experiment),
-    "compare": (_compare, compare),
+    "train": (options.train, train),
+    "evaluate": (options.evaluate, evaluate),
+    "predict": (options.predict, predict),
+    "labels": (options.labels, labels),
+    "convert": (options.convert, convert),
+    "doctor": (options.doctor, doctor),
+    "submit": (options.submit, submit),
+    "pool": (options.pool, pool),
+    "prepare": (options.prepare, prepare),
+    "check": (options.check, check),
+    "experiment": (options.experiment, experiment),
+    "compare": (options.compare, compare),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,9 @@ def read_las(path: Path) -> PointCloud:
     las = _read(path)
     if len(las.points) == 0:
         raise ValueError(f"{path}: no points")
-    features = {"intensity": np.asarray(las.intensity, dtype=np.float32)}
-    features.update({key: np.asarray(las[key], dtype=np.uint8) for key in _RETURNS})
-    names = set(las.point_format.dimension_names)
-    if "red" in names:
-        features["rgb"] = unit_rgb(path, np.stack([np.asarray(las[c]) for c in ("red", "green", "blue")], axis=1))
-    features.update({name: np.asarray(las[name]) for name in las.point_format.extra_dimension_names})
+    features = _features(las)
+    if "rgb" in features:
+        features["rgb"] = unit_rgb(path, features["rgb"])
     labels: np.ndarray | None = np.asarray(las.classification, dtype=np.int64)
     if "label" in features:
         labels = whole_numbers(features.pop("label"), f"{path}: dimension 'label'")
@@ -37,6 +36,48 @@ def read_las(path: Path) -> PointCloud:
         labels = None
     cloud = from_world(str(path), las.xyz, features, labels)
     return replace(cloud, name=path.stem)
+
+
+def las_points(path: Path) -> int:
+    """Points that the header speaks of. Raises ValueError for a file that is no LAS file."""
+    with opened(path) as reader:
+        return int(reader.header.point_count)
+
+
+def las_chunks(path: Path, chunk_points: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """World coordinates (n, 3) float64 and the features of `read_las`, so many points at a time.
+
+    Whether colours have 8 or 16 bits takes a pass of its own over the file.
+
+    Raises:
+        ValueError: as `read_las`.
+    """
+    highest = 0
+    with opened(path) as reader:
+        if "red" in reader.header.point_format.dimension_names:
+            for points in chunks(path, reader, chunk_points):
+                highest = max(highest, *(int(np.asarray(points[c]).max()) for c in ("red", "green", "blue")))
+                if highest > 255:
+                    break
+    with opened(path) as reader:
+        if reader.header.point_count == 0:
+            raise ValueError(f"{path}: no points")
+        for points in chunks(path, reader, chunk_points):
+            features = _features(points)
+            features.pop("label", None)
+            if "rgb" in features:
+                features["rgb"] = (features["rgb"] / (255.0 if highest <= 255 else 65535.0)).astype(np.float32)
+            yield np.stack([points.x, points.y, points.z], axis=1).astype(np.float64), features
+
+
+def _features(points: Any) -> dict[str, np.ndarray]:
+    """Features of points as they are stored; `rgb` (n, 3) in the file's own numbers."""
+    features = {"intensity": np.asarray(points.intensity, dtype=np.float32)}
+    features.update({key: np.asarray(points[key], dtype=np.uint8) for key in _RETURNS})
+    if "red" in points.point_format.dimension_names:
+        features["rgb"] = np.stack([np.asarray(points[c]) for c in ("red", "green", "blue")], axis=1)
+    features.update({name: np.asarray(points[name]) for name in points.point_format.extra_dimension_names})
+    return features
 
 
 def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
@@ -87,20 +128,47 @@ def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
 
 
 def _read(path: Path) -> Any:
+    with opened(path) as reader:
+        expected = reader.header.point_count
+        with readable(path):
+            las = reader.read()
+    if len(las.points) != expected:
+        raise ValueError(f"{path}: truncated LAS file: {len(las.points)} of {expected} points")
+    return las
+
+
+def opened(path: Path) -> Any:
+    """Laspy's reader. Raises ValueError where the file is no LAS file or laspy is missing."""
+    with readable(path):
+        import laspy
+
+        return laspy.open(str(path))
+
+
+def chunks(path: Path, reader: Any, chunk_points: int) -> Iterator[Any]:
+    """Laspy's point records of at most `chunk_points`. Raises ValueError where the file is damaged or cut off."""
+    left = reader.header.point_count
+    while left:
+        with readable(path):
+            points = reader.read_points(min(chunk_points, left))
+        if not len(points):
+            raise ValueError(f"{path}: truncated LAS file: ends {left} points early")
+        left -= len(points)
+        yield points
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what laspy and lazrs raise while they read `path` into a ValueError that names it."""
     try:
         import laspy
         import lazrs
     except ImportError as error:
         raise ValueError(f"{path}: LAS/LAZ needs laspy and lazrs; run: pip install 'laspy[lazrs]'") from error
     try:
-        with laspy.open(str(path)) as reader:
-            expected = reader.header.point_count
-            las = reader.read()
+        yield
     except (laspy.errors.LaspyException, lazrs.LazrsError, RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{path}: damaged or truncated LAS file: {one_line(error)}") from error
-    if len(las.points) != expected:
-        raise ValueError(f"{path}: truncated LAS file: {len(las.points)} of {expected} points")
-    return las
 
 
 def _write_rgb(las: Any, rgb: np.ndarray) -> None:

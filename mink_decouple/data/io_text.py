@@ -23,7 +23,7 @@ def read_text(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
     Raises:
         ValueError: a line with another number of columns or with other text; the message gives its number and content.
     """
-    names, delimiter, skip = _head(path)
+    names, delimiter, skip = head(path)
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             table = np.loadtxt(stream, dtype=np.float64, delimiter=delimiter, skiprows=skip, ndmin=2)
@@ -67,7 +67,7 @@ def _number_format(dtype: np.dtype) -> str:
     return "%d"
 
 
-def _head(path: Path) -> tuple[tuple[str, ...] | None, str | None, int]:
+def head(path: Path) -> tuple[tuple[str, ...] | None, str | None, int]:
     """Column names (None: the file has none), delimiter (None: blanks) and number of lines before the numbers."""
     comment: list[str] | None = None
     skip = 0

@@ -197,7 +197,7 @@ class CropSampler:
         possibility = self._load(name, len(coords))
         whole = len(coords) <= self.crop_points
         if whole:
-            center = _middle(coords)
+            center = middle(coords)
         else:
             center = coords[point if point >= 0 else possibility.argmin()].astype(np.float64)
         if self.noise > 0:
@@ -296,10 +296,11 @@ def coverage(
 
 
 def _whole(name: str, coords: np.ndarray) -> SampleIndex:
-    return SampleIndex(name, np.arange(len(coords)), _middle(coords))
+    return SampleIndex(name, np.arange(len(coords)), middle(coords))
 
 
-def _middle(coords: np.ndarray) -> np.ndarray:
+def middle(coords: np.ndarray) -> np.ndarray:
+    """(3,) float64 middle of the bounding box, where a whole scene is centred."""
     return (coords.min(axis=0).astype(np.float64) + coords.max(axis=0)) / 2 if len(coords) else np.zeros(3)
 
 

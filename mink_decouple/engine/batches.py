@@ -70,10 +70,14 @@ class SceneLabels:
     @classmethod
     def given(cls, scene: Scene) -> SceneLabels:
         """Only the given labels."""
-        shown = scene.visible
+        return replace(cls.none(len(scene.grid)), visible=scene.visible)
+
+    @classmethod
+    def none(cls, count: int) -> SceneLabels:
+        """No labels for `count` points."""
         # One value stands for the whole array and takes no memory.
-        none, unsure = (np.broadcast_to(value, shown.shape) for value in (np.int64(NONE), np.float32(0)))
-        return cls(shown, none, unsure)
+        none, unsure = (np.broadcast_to(value, (count,)) for value in (np.int64(NONE), np.float32(0)))
+        return cls(none, none, unsure)
 
 
 def pyramid_later(config: Config, device: torch.device | None) -> tuple[Sequence[int], int] | None:

@@ -15,7 +15,7 @@ from mink_decouple.data.classes import Classes
 from mink_decouple.data.transforms import feature_width
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.events import progress, say
-from mink_decouple.engine.predict import probabilities
+from mink_decouple.engine.predict import decide
 from mink_decouple.engine.runtime import write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset
 from mink_decouple.metrics import ConfusionMatrix, table
@@ -35,7 +35,7 @@ def evaluate(
     for scene in progress(scenes, "evaluating"):
         if not scene.labelled:
             raise ValueError(f"{scene.name}: has no labels to score against; use predict for unlabelled clouds")
-        best = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
+        best = predict_grid(model, config, scene, classes, device)
         for points, truth in scene.blocks():
             matrix.update(best[points], truth)
     return matrix
@@ -123,8 +123,7 @@ def predict_blocks(
 
 def predict_grid(model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device) -> np.ndarray:
     """(V,) int64 train ids of every grid point of a scene."""
-    best: np.ndarray = probabilities(model, config, scene, classes, device, config.eval.votes).argmax(1)
-    return best
+    return decide(model, config, scene, classes, device, config.eval.votes)[0]
 
 
 def raw_of(best: np.ndarray, scene: Scene) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mink_decouple.config import Config
-from mink_decouple.data.sampling import SampleIndex, coverage
+from mink_decouple.data.sampling import SampleIndex, coverage, middle
+from mink_decouple.data.tiles import tiles
 from mink_decouple.data.transforms import Sample, linear
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
 from mink_decouple.engine.runtime import generator
@@ -38,6 +40,21 @@ def crops(config: Config, scene: Scene, key: int | str = 0) -> list[SampleIndex]
     return coverage(scene.name, scene.grid.coords, size, shape=config.view.shape, rng=rng)
 
 
+WHOLE_POINTS = 1 << 19
+"""Grid points of a scene up to which a network that sees whole scenes is given it in one piece."""
+MARGIN_VOXELS = 64
+"""Surroundings that a tile of a larger scene is predicted with."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the network sees at once, and which of its points are wanted."""
+
+    index: SampleIndex
+    vote: int
+    key: tuple[int | str, ...]
+
+
 @torch.no_grad()
 def probabilities(
     model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
@@ -55,27 +72,71 @@ def probabilities(
     Returns:
         (V, C) float32; rows sum to 1.
     """
-    model.eval()
-    labels = SceneLabels.given(scene)
     total = np.zeros((len(scene.grid), classes), np.float32)
     count = np.zeros(len(scene.grid), np.float32)
+    for points, probs in _passes(model, config, scene, classes, device, _crop_pieces(config, scene, votes)):
+        total[points] += probs
+        count[points] += 1
+    return total / np.maximum(count, 1)[:, None]
+
+
+def decide(
+    model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest class of every grid point and its mean probability.
+
+    A network that sees whole scenes is given one of more than `WHOLE_POINTS` in tiles, each with `MARGIN_VOXELS` of its
+    surroundings and the voxels where they lie in the whole, so that memory follows the tile and seams do not show.
+
+    Returns:
+        (V,) int64 train ids and (V,) float32.
+    """
+    coords = scene.grid.coords
+    if config.view.crop_points or len(coords) <= WHOLE_POINTS:
+        probs = probabilities(model, config, scene, classes, device, votes)
+        best: np.ndarray = probs.argmax(1)
+        return best, probs.max(1)
+    ids, confidence = np.zeros(len(coords), np.int64), np.zeros(len(coords), np.float32)
+    centre, margin = middle(coords), MARGIN_VOXELS * max(config.view.voxel or [config.data.grid])
+    for number, tile in enumerate(tiles(coords, WHOLE_POINTS, margin)):
+        index = SampleIndex(scene.name, tile.points, centre)
+        pieces = [Piece(index, vote, ("vote", scene.name, vote, number)) for vote in range(votes)]
+        total = np.zeros((len(tile.points), classes), np.float32)
+        for _, probs in _passes(model, config, scene, classes, device, pieces):
+            total += probs
+        mean = total[tile.core] / np.float32(votes)
+        core = tile.points[tile.core]
+        ids[core], confidence[core] = mean.argmax(1), mean.max(1)
+    return ids, confidence
+
+
+def _crop_pieces(config: Config, scene: Scene, votes: int) -> Iterator[Piece]:
+    for vote in range(votes):
+        for number, index in enumerate(crops(config, scene, vote)):
+            yield Piece(index, vote, ("vote", scene.name, vote, number))
+
+
+@torch.no_grad()
+def _passes(
+    model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, pieces: Iterable[Piece]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(n,) grid points of each piece, each once, and their (n, C) float32 probabilities."""
+    model.eval()
+    labels = SceneLabels.none(len(scene.grid))
 
     def jobs() -> Iterator[Callable[[], Labelled]]:
-        for vote in range(votes):
-            for number, index in enumerate(crops(config, scene, vote)):
-                rng = generator(config.seed, "vote", scene.name, vote, number)
+        for piece in pieces:
 
-                def job(index: SampleIndex = index, vote: int = vote, rng: np.random.Generator = rng) -> Labelled:
-                    return make_batch(config, classes, [(scene, labels, index)], turned(vote), rng, device)
+            def job(piece: Piece = piece) -> Labelled:
+                item = (scene, labels, piece.index)
+                return make_batch(
+                    config, classes, [item], turned(piece.vote), generator(config.seed, *piece.key), device
+                )
 
-                yield job
+            yield job
 
     for item in prefetch(jobs(), config.view.workers):
         on_device = item.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             logits = model(on_device.batch)
-        probs = logits.float().softmax(1)[on_device.batch.inverse].cpu().numpy()
-        points = item.points.numpy()  # unique within a crop
-        total[points] += probs
-        count[points] += 1
-    return total / np.maximum(count, 1)[:, None]
+        yield item.points.numpy(), logits.float().softmax(1)[on_device.batch.inverse].cpu().numpy()

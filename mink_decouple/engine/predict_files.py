@@ -1,0 +1,186 @@
+"""Classes and confidences of every point of files, written in the files' own formats."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mink_decouple import config as configuration
+from mink_decouple.config import Config
+from mink_decouple.data.annotate import SUFFIXES, annotate
+from mink_decouple.data.blocks import Block
+from mink_decouple.data.classes import Classes
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io import read_cloud
+from mink_decouple.data.prepare import prepare as prepare_folder
+from mink_decouple.data.prepared import PreparedDataset
+from mink_decouple.data.raw_file import RawFile, streams
+from mink_decouple.engine import checkpoint
+from mink_decouple.engine.evaluate import restore
+from mink_decouple.engine.events import say
+from mink_decouple.engine.predict import decide
+from mink_decouple.engine.scenes import Scene, load_scene, prepare
+from mink_decouple.metrics import ConfusionMatrix
+from mink_decouple.models.segmenter import Segmenter
+
+HELD_POINTS = 4_000_000
+"""LAS and LAZ files of more points are predicted from a temporary copy on disk beside the output."""
+_RAW = {"log_intensity": "intensity"}
+"""Columns of a file that others follow from; heights and places follow from the coordinates."""
+_MADE = {"xyz", "one", "offset", "height", "height_wide"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a checkpoint holds that predicting needs."""
+
+    model: Segmenter
+    config: Config
+    classes: Classes
+    device: torch.device
+
+
+def predict_files(
+    path: Path,
+    inputs: Sequence[Path],
+    output: Path,
+    device: torch.device,
+    votes: int | None = None,
+    columns: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Predict files with a checkpoint, which knows its classes, features and grid; see `data.annotate` for the outputs.
+
+    Args:
+        path: the checkpoint.
+        inputs: files, or folders whose files are all predicted.
+        output: a file for one input file, else a folder that gets files of the same names.
+        device: where to run.
+        votes: augmented passes averaged; None for those the network was scored with.
+        columns: names of the columns of text files and plain `.npy` arrays.
+        overwrite: replace outputs that exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError, ValueError: see `checkpoint.load` and `read_cloud`; no input; two inputs of one name; an
+            output that exists; a file without a column that the network was trained on.
+    """
+    state = checkpoint.load(path)
+    config = configuration.loads(state["config"], str(path))
+    if votes is not None:
+        config = replace(config, eval=replace(config.eval, votes=votes))
+    pairs = _pairs(inputs, output, overwrite)
+    network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
+    for number, (source, target) in enumerate(pairs, 1):
+        if len(pairs) > 1:
+            say(f"[{number}/{len(pairs)}] {source.name}")
+        _predict_file(network, source, target, columns)
+    return [target for _, target in pairs]
+
+
+def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[Path, Path]]:
+    """Every input file and where its prediction goes; refuses before anything is computed."""
+    files: list[Path] = []
+    for given in inputs:
+        if given.is_dir():
+            found = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not found:
+                raise ValueError(f"{given}: no point clouds; known suffixes: {', '.join(SUFFIXES)}")
+            files += found
+        elif not given.is_file():
+            raise FileNotFoundError(f"{given}: no such file or folder")
+        elif given.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{given}: unknown suffix '{given.suffix}'; choose from {', '.join(SUFFIXES)}")
+        else:
+            files.append(given)
+    one = len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in SUFFIXES and not output.is_dir()
+    pairs = [(file, output if one else output / file.name) for file in files]
+    if not one and output.is_file():
+        raise ValueError(f"{output}: is a file; the predictions of {len(files)} files need a folder")
+    repeated = {file.name for file in files if [f.name for f in files].count(file.name) > 1}
+    if repeated:
+        raise ValueError(f"inputs of the same name, {min(repeated)!r}: predict them into different folders")
+    for source, target in pairs:
+        if target.exists() and target.samefile(source):
+            raise ValueError(f"{target}: is the input itself; choose another --output")
+    existing = [target for _, target in pairs if target.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]}{more}: exists; choose another --output, or --overwrite")
+    return pairs
+
+
+def _predict_file(network: Network, source: Path, target: Path, columns: Sequence[str] | None) -> None:
+    config, classes, started = network.config, network.classes, time.perf_counter()
+    with _scene(network, source, target, columns) as (scene, cloud):
+        ids, confidence = decide(network.model, config, scene, len(classes), network.device, config.eval.votes)
+        raw = classes.decode(np.arange(len(classes)))
+        counts = np.zeros(len(classes), np.int64)
+
+        def blocks() -> Iterator[Block]:
+            for points in scene.point_blocks():
+                counts[:] += np.bincount(ids[points], minlength=len(classes))
+                yield Block(raw[ids[points]], confidence[points])
+
+        annotate(source, target, blocks(), raw.tolist())
+        scores = _scores(network, cloud, scene, ids)
+    seconds, points = time.perf_counter() - started, int(counts.sum())
+    share = sorted(zip(counts / points, classes.names), reverse=True)
+    say(f"{target}: {points:,} points in {seconds:.0f} s; " + ", ".join(f"{n} {100 * s:.1f} %" for s, n in share if s))
+    if scores:
+        say(scores)
+
+
+@contextmanager
+def _scene(
+    network: Network, source: Path, target: Path, columns: Sequence[str] | None
+) -> Iterator[tuple[Scene, PointCloud | None]]:
+    """The scene of a file, and its cloud where that is in memory."""
+    config = network.config
+    wanted = {_RAW.get(name, name) for name in config.data.features} - _MADE
+    if not streams(source, HELD_POINTS):
+        cloud = read_cloud(source, columns)
+        _require(source, wanted, set(cloud.features))
+        yield prepare(replace(cloud, labels=None), config), cloud
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
+        raw = RawFile(source, network.classes, columns, wanted)
+        prepare_folder(lambda root: raw, source.parent, Path(folder), workers=1)
+        dataset = PreparedDataset(folder)
+        _require(source, wanted, set(dataset.open(source.stem).features))
+        yield load_scene(config, dataset, source.stem), None
+
+
+def _require(source: Path, wanted: set[str], found: set[str]) -> None:
+    missing = sorted(wanted - found)
+    if missing:
+        raise ValueError(
+            f"{source}: has no column {', '.join(missing)}, which the network was trained on; "
+            f"it has {', '.join(sorted(found)) or 'coordinates only'}"
+        )
+
+
+def _scores(network: Network, cloud: PointCloud | None, scene: Scene, ids: np.ndarray) -> str:
+    """A line of scores where the file has labels of these classes."""
+    if cloud is None or cloud.labels is None:
+        return ""
+    try:
+        truth = network.classes.encode(cloud.labels)
+    except ValueError:
+        return ""  # labels of other classes: nothing to compare with
+    matrix = ConfusionMatrix(len(network.classes))
+    begin = 0
+    for points in scene.point_blocks():
+        matrix.update(ids[points], truth[begin : begin + len(points)])
+        begin += len(points)
+    return f"against the labels that the file has: mIoU {100 * matrix.miou:.1f}"

@@ -1,0 +1,131 @@
+"""The arguments of each command of `cli`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def common(parser: argparse.ArgumentParser) -> None:
+    """A configuration and settings over it."""
+    parser.add_argument("--config", type=Path, help="YAML file (default: the synthetic buildings)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable")
+    parser.set_defaults(labels=None, seed=None, backbone=None, recipe=None)
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    """Where to compute."""
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: auto)")
+
+
+def budget(parser: argparse.ArgumentParser) -> None:
+    """A label budget and its seed."""
+    parser.add_argument("--labels", help="label budget: 1pt | 1%% | 0.1%% | 20x | scans:5%% | full | FILE.npz")
+    parser.add_argument("--seed", type=int, help="seed of the labels, the weights and the batches")
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Of `train`."""
+    common(parser)
+    budget(parser)
+    device(parser)
+    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
+    parser.add_argument("--recipe", help="a name in configs/recipes, for example supervised or table5/row2, or a file")
+    parser.add_argument("--output", type=Path, help="run folder (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Of `evaluate`."""
+    common(parser)
+    device(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--output", type=Path, help="folder of metrics.json (default: evaluation-NAME in the run folder)"
+    )
+
+
+def predict(parser: argparse.ArgumentParser) -> None:
+    """Of `predict`."""
+    device(parser)
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="file or folder of files")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of a run: RUN/checkpoints/last.pt")
+    parser.add_argument("--output", type=Path, required=True, help="file for one input file, else a folder")
+    parser.add_argument("--votes", type=int, help="passes averaged (default: as the network was scored)")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+
+
+def labels(parser: argparse.ArgumentParser) -> None:
+    """Of `labels`."""
+    common(parser)
+    budget(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
+
+
+def convert(parser: argparse.ArgumentParser) -> None:
+    """Of `convert`."""
+    common(parser)
+    parser.add_argument("weights", type=Path, help="a state dict of MinkowskiEngine's example, or a checkpoint")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
+
+
+def doctor(parser: argparse.ArgumentParser) -> None:
+    """Of `doctor`, which has none."""
+
+
+def submit(parser: argparse.ArgumentParser) -> None:
+    """Of `submit`."""
+    common(parser)
+    device(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="the .zip file to write")
+    parser.add_argument("--server", help="scannet | semantic-8 | reduced-8 | semantickitti (default: of data.dataset)")
+    parser.add_argument("--description", help="text for the description.txt of SemanticKITTI")
+
+
+def pool(parser: argparse.ArgumentParser) -> None:
+    """Of `pool`."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder that holds metrics.json, one a fold")
+    parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
+
+
+def experiment(parser: argparse.ArgumentParser) -> None:
+    """Of `experiment`."""
+    parser.add_argument("experiment", type=Path, help="YAML file of the grid, such as configs/experiments/table5.yaml")
+    parser.add_argument("--output", type=Path, help="folder of the run folders (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, help="trainings at once (default: as many as the machine allows)")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only runs whose name holds one of these texts")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's")
+    parser.add_argument("--records", type=Path, help="JSON file of finished runs: read, not run again, and added to")
+    parser.add_argument("--list", action="store_true", help="show every run and its state, run nothing")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting of all runs")
+    device(parser)
+
+
+def compare(parser: argparse.ArgumentParser) -> None:
+    """Of `compare`."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, folder of them, or records file")
+    parser.add_argument("--output", type=Path, required=True, help="the .html file to write")
+    parser.add_argument("--reference", help="recipe that the others are compared with (default: supervised)")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--records", type=Path, help="write the runs as records, too")
+    parser.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the features")
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Of `prepare`."""
+    parser.add_argument("--dataset", required=True, help="s3dis | scannet | semantic3d | semantickitti | folder")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the download")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; later data.root")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
+
+
+def check(parser: argparse.ArgumentParser) -> None:
+    """Of `check`."""
+    common(parser)
+    budget(parser)
+    parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
+    parser.add_argument("--recipe", help="a name in configs/recipes, or a file")
+    parser.add_argument("--output", type=Path, help="a .json file to write all findings and numbers to")

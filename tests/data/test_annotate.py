@@ -1,0 +1,263 @@
+"""Annotated copies: what the file held is there unchanged, and beside it what was predicted, to other readers."""
+
+import numpy as np
+import pytest
+
+from mink_decouple.data.annotate import SUFFIXES, annotate, side_file
+from mink_decouple.data.blocks import Block
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io import write_cloud
+
+COUNT = 500
+IDS = (0, 3, 7)
+
+
+def cloud(count=COUNT):
+    rng = np.random.default_rng(1)
+    return PointCloud(
+        "scene",
+        rng.uniform(-5, 5, (count, 3)).astype(np.float32),
+        np.array([0.0, 0.0, 0.0]),
+        {
+            "rgb": (rng.integers(0, 256, (count, 3)) / 255).astype(np.float32),
+            "intensity": rng.uniform(0, 900, count).astype(np.float32),
+        },
+        rng.integers(0, 5, count),
+    )
+
+
+def blocks(count=COUNT, seed=2, sizes=(1, 0, 199, 10_000)):
+    rng = np.random.default_rng(seed)
+    ids, sure = rng.choice(IDS, count), rng.random(count, dtype=np.float32)
+    ends = np.minimum(np.cumsum(sizes), count)
+    return [Block(ids[a:b], sure[a:b]) for a, b in zip([0, *ends], ends, strict=False)], ids, sure
+
+
+def made(tmp_path, suffix, **options):
+    source = tmp_path / f"in{suffix}"
+    write_cloud(source, cloud(), **options)
+    target = tmp_path / "out" / f"result{suffix}"
+    told, ids, sure = blocks()
+    annotate(source, target, told, IDS)
+    return source, target, ids, sure
+
+
+def text_table(path):
+    lines = [line.split("#")[-1].strip() for line in path.read_text().splitlines()]
+    mark = "," if path.suffix == ".csv" else None
+    return lines[0].split(mark), [line.split(mark) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("suffix", [".las", ".laz"])
+@pytest.mark.parametrize("point_format", [1, 3, 6, 7])
+def test_las_keeps_header_records_and_every_dimension_to_the_bit(tmp_path, suffix, point_format):
+    laspy = pytest.importorskip("laspy")
+    rng = np.random.default_rng(0)
+    header = laspy.LasHeader(point_format=point_format, version="1.4")
+    header.scales, header.offsets = [0.01, 0.02, 0.001], [600_000.0, 6_800_000.0, -3.0]
+    header.vlrs.append(laspy.VLR("somebody", 77, "a record", b"content"))
+    header.add_extra_dim(laspy.ExtraBytesParams("amplitude", np.float64))
+    las = laspy.LasData(header)
+    las.xyz = np.array([600_000, 6_800_000, 0]) + rng.uniform(0, 50, (COUNT, 3))
+    las.intensity, las.gps_time = rng.integers(0, 65536, COUNT), rng.random(COUNT)
+    las.return_number = las.number_of_returns = rng.integers(1, 6, COUNT)
+    las.edge_of_flight_line, las.synthetic = rng.integers(0, 2, COUNT), rng.integers(0, 2, COUNT)
+    las.classification, las.amplitude = rng.integers(0, 20, COUNT), rng.random(COUNT)
+    if point_format >= 6:
+        las.evlrs = laspy.vlrs.vlrlist.VLRList([laspy.VLR("somebody", 78, "a long record", b"x" * 70_000)])
+    source = tmp_path / f"in{suffix}"
+    las.write(str(source))
+
+    told, ids, sure = blocks()
+    annotate(source, tmp_path / f"out{suffix}", told, IDS)
+    before, after = laspy.read(source), laspy.read(tmp_path / f"out{suffix}")
+    np.testing.assert_array_equal(after.classification, ids)
+    np.testing.assert_array_equal(after.confidence, sure)
+    for name in before.point_format.dimension_names:
+        if name != "classification":
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    np.testing.assert_array_equal(after.X, before.X)
+    assert after.header.scales.tolist() == before.header.scales.tolist()
+    assert after.header.offsets.tolist() == before.header.offsets.tolist()
+    assert after.header.point_format.id == point_format and str(after.header.version) == "1.4"
+    assert [v.record_data_bytes() for v in after.header.vlrs if v.user_id == "somebody"] == [b"content"]
+    if point_format >= 6:
+        assert [len(v.record_data_bytes()) for v in after.evlrs] == [70_000]
+
+
+def test_las_ids_beyond_its_classification_go_to_a_dimension_of_their_own(tmp_path):
+    laspy = pytest.importorskip("laspy")
+    source = tmp_path / "in.las"
+    write_cloud(source, cloud())
+    before = np.asarray(laspy.read(source).classification)
+    told = [Block(np.full(COUNT, 1000), np.ones(COUNT, np.float32))]
+    annotate(source, tmp_path / "out.las", told, [2, 1000])
+    after = laspy.read(tmp_path / "out.las")
+    assert set(after.prediction) == {1000}
+    np.testing.assert_array_equal(after.classification, before)
+
+
+@pytest.mark.parametrize("order", ["<", ">", "="])
+def test_ply_keeps_its_vertices_and_faces(tmp_path, order):
+    from plyfile import PlyData, PlyElement
+
+    rng = np.random.default_rng(0)
+    vertex = np.empty(COUNT, [("x", "f8"), ("y", "f8"), ("z", "f8"), ("red", "u1"), ("scalar_time", "f4"), ("k", "i2")])
+    for name in vertex.dtype.names:
+        vertex[name] = rng.integers(0, 200, COUNT) + (0.125 if vertex[name].dtype.kind == "f" else 0)
+    face = np.empty(3, [("vertex_indices", "i4", (3,))])
+    face["vertex_indices"] = rng.integers(0, COUNT, (3, 3))
+    text = order == "="
+    elements = [PlyElement.describe(vertex, "vertex"), PlyElement.describe(face, "face")]
+    PlyData(elements, text=text, byte_order="<" if text else order, comments=["by hand"]).write(
+        str(tmp_path / "in.ply")
+    )
+    told, ids, sure = blocks()
+    annotate(tmp_path / "in.ply", tmp_path / "out.ply", told, IDS)
+    after = PlyData.read(str(tmp_path / "out.ply"))
+    assert after.comments == ["by hand"] and after.text == text
+    for name in vertex.dtype.names:
+        np.testing.assert_array_equal(after["vertex"][name], vertex[name])
+    np.testing.assert_array_equal(np.stack(after["face"]["vertex_indices"]), face["vertex_indices"])
+    np.testing.assert_array_equal(after["vertex"]["prediction"], ids)
+    np.testing.assert_allclose(after["vertex"]["confidence"], sure, atol=1e-5 if text else 0)
+
+
+@pytest.mark.parametrize("encoding", ["ASCII", "BINARY", "BINARY_COMPRESSED"])
+def test_pcd_keeps_its_fields(tmp_path, encoding):
+    from pypcd4 import Encoding
+    from pypcd4 import PointCloud as Pcd
+
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(0, 200, COUNT).astype(dtype) for name, dtype in
+               (("x", "f4"), ("y", "f4"), ("z", "f4"), ("ring", "u2"), ("t", "f8"))}  # fmt: skip
+    dtypes = [column.dtype.type for column in columns.values()]
+    source = Pcd.from_points(list(columns.values()), list(columns), dtypes)
+    source.save(tmp_path / "in.pcd", getattr(Encoding, encoding))
+    told, ids, sure = blocks()
+    annotate(tmp_path / "in.pcd", tmp_path / "out.pcd", told, IDS)
+    after = Pcd.from_path(tmp_path / "out.pcd")
+    assert after.fields == (*columns, "prediction", "confidence")
+    for name, column in columns.items():
+        np.testing.assert_array_equal(after.pc_data[name], column)
+    np.testing.assert_array_equal(after.pc_data["prediction"], ids)
+    np.testing.assert_allclose(after.pc_data["confidence"], sure, atol=1e-5 if encoding == "ASCII" else 0)
+
+
+def test_npy_of_fields_and_plain(tmp_path):
+    table = np.zeros(COUNT, [("x", "f4"), ("y", "f4"), ("z", "f4"), ("normal", "f4", (3,)), ("time", "i8")])
+    table["time"], table["normal"] = np.arange(COUNT) + 2**40, np.arange(3)
+    np.save(tmp_path / "in.npy", table)
+    told, ids, sure = blocks()
+    annotate(tmp_path / "in.npy", tmp_path / "out.npy", told, IDS)
+    after = np.load(tmp_path / "out.npy")
+    for name in table.dtype.names:
+        np.testing.assert_array_equal(after[name], table[name])
+    np.testing.assert_array_equal(after["prediction"], ids)
+    np.testing.assert_array_equal(after["confidence"], sure)
+    plain = np.random.default_rng(0).random((COUNT, 4))
+    np.save(tmp_path / "plain.npy", plain)
+    annotate(tmp_path / "plain.npy", tmp_path / "plain_out.npy", blocks()[0], IDS)
+    np.testing.assert_array_equal(np.load(tmp_path / "plain_out.npy"), np.column_stack([plain, ids, sure]))
+
+
+def test_npz_keeps_every_array(tmp_path):
+    source, target, ids, sure = made(tmp_path, ".npz")
+    with np.load(source) as before, np.load(target) as after:
+        assert set(after.files) == {*before.files, "prediction", "confidence"}
+        for name in before.files:
+            np.testing.assert_array_equal(after[name], before[name])
+        np.testing.assert_array_equal(after["prediction"], ids)
+        np.testing.assert_array_equal(after["confidence"], sure)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".xyz"])
+def test_text_keeps_every_number_as_it_was_written(tmp_path, suffix):
+    source, target, ids, sure = made(tmp_path, suffix)
+    names, before = text_table(source)
+    wider, after = text_table(target)
+    assert wider == [*names, "prediction", "confidence"]
+    assert [row[: len(names)] for row in after] == before
+    assert [int(row[-2]) for row in after] == ids.tolist()
+    np.testing.assert_allclose([float(row[-1]) for row in after], sure, atol=1e-5)
+
+
+def test_text_without_names_keeps_comments_and_empty_lines(tmp_path):
+    (tmp_path / "in.txt").write_text("# made by hand\n\n1.50 2 3\r\n4 5 6.000 # second\n\n7 8 9")
+    told = [Block(np.array([3, 0, 7]), np.array([0.5, 1.0, 0.25], np.float32))]
+    annotate(tmp_path / "in.txt", tmp_path / "out.txt", told, IDS)
+    assert (tmp_path / "out.txt").read_text() == ("# made by hand\n\n1.50 2 3 3 0.5\n4 5 6.000 0 1\n\n7 8 9 7 0.25\n")
+
+
+def test_a_kitti_scan_gets_its_labels_and_confidences_beside_it(tmp_path):
+    source, target, ids, sure = made(tmp_path, ".bin")
+    assert target.read_bytes() == source.read_bytes()
+    np.testing.assert_array_equal(np.fromfile(side_file(target, ".label"), "<u4"), ids)
+    np.testing.assert_array_equal(np.load(side_file(target, ".confidence.npy")), sure)
+
+
+@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".bin", ".npy")])
+def test_a_second_prediction_replaces_the_first(tmp_path, suffix):
+    _, first, *_ = made(tmp_path, suffix)
+    again, once = tmp_path / f"again{suffix}", tmp_path / f"once{suffix}"
+    told, *_ = blocks(seed=9)
+    annotate(first, again, told, IDS)
+    annotate(tmp_path / f"in{suffix}", once, told, IDS)
+    if suffix in (".las", ".laz"):
+        laspy = pytest.importorskip("laspy")
+        a, b = laspy.read(again), laspy.read(once)
+        assert list(a.point_format.dimension_names) == list(b.point_format.dimension_names)
+        assert a.points.array.tobytes() == b.points.array.tobytes()
+    elif suffix == ".npz":
+        with np.load(again) as a, np.load(once) as b:
+            assert set(a.files) == set(b.files)
+            assert all(np.array_equal(a[name], b[name]) for name in a.files)
+    else:
+        assert again.read_bytes() == once.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("by", [-1, 1])
+def test_another_number_of_predictions_is_refused_and_nothing_is_left(tmp_path, suffix, by):
+    source, target = tmp_path / f"in{suffix}", tmp_path / "out" / f"result{suffix}"
+    write_cloud(source, cloud())
+    with pytest.raises(ValueError, match="prediction"):
+        annotate(source, target, blocks(COUNT + by)[0], IDS)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".las", ".laz", ".ply", ".pcd", ".bin"])
+def test_a_file_that_was_cut_off_is_refused_and_nothing_is_left(tmp_path, suffix):
+    source, target = tmp_path / f"in{suffix}", tmp_path / "out" / f"result{suffix}"
+    write_cloud(source, cloud())
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) * 2 // 3 + 1])
+    with pytest.raises(ValueError, match=rf"in\{suffix}"):
+        annotate(source, target, blocks()[0], IDS)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_input_is_never_the_output_and_suffixes_agree(tmp_path):
+    source = tmp_path / "in.ply"
+    write_cloud(source, cloud())
+    with pytest.raises(ValueError, match="is the input itself"):
+        annotate(source, tmp_path / "." / "in.ply", blocks()[0], IDS)
+    with pytest.raises(ValueError, match=r"must end in \.ply"):
+        annotate(source, tmp_path / "out.las", blocks()[0], IDS)
+    with pytest.raises(ValueError, match=r"unknown suffix '\.e57'; choose from"):
+        annotate(tmp_path / "a.e57", tmp_path / "b.e57", [], IDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("element face 1\nproperty list uchar int i\nelement vertex 1\nproperty float x\n", "first element"),
+        ("element vertex 1\nproperty float confidence\nproperty float x\n", "a column of its own named confidence"),
+        ("element vertex 1\nproperty list uchar int x\n", "numbers only"),
+    ],
+)
+def test_a_ply_file_that_takes_no_columns_says_why(tmp_path, text, said):
+    source = tmp_path / "in.ply"
+    source.write_text(f"ply\nformat ascii 1.0\n{text}end_header\n0 0\n")
+    with pytest.raises(ValueError, match=said):
+        annotate(source, tmp_path / "out.ply", blocks(1)[0], IDS)
