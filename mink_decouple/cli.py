@@ -113,6 +113,25 @@ def predict(args: argparse.Namespace) -> None:
     predict_files(args.checkpoint, args.inputs, args.output, device, args.votes, columns, args.overwrite)
 
 
+def view(args: argparse.Namespace) -> None:
+    """Make a page to turn a cloud around in a browser: truth, prediction, error, confidence, classes by class."""
+    from mink_decouple.engine.view import classes_of, sight_of_file, sights_of_run
+    from mink_decouple.report.viewer import write_page
+
+    if args.points < 1:
+        raise ValueError(f"--points {args.points}: must be at least 1")
+    if args.input.is_dir():
+        sights = sights_of_run(args.input)
+        places = [args.output / f"{sight.title}.html" for sight in sights]
+    else:
+        known = None if args.classes is None else classes_of(args.classes)
+        columns = args.columns.split(",") if args.columns else None
+        sights, places = [sight_of_file(args.input, args.truth, known, columns)], [args.output]
+    for sight, place in zip(sights, places, strict=True):
+        write_page(place, sight.title, sight.coords, sight.layers, sight.classes, args.points)
+        print(f"wrote {place}")
+
+
 def labels(args: argparse.Namespace) -> None:
     """Draw a label budget once and keep it as a file for any number of runs."""
     from mink_decouple.data.budget import describe
@@ -301,6 +320,7 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (options.train, train),
     "evaluate": (options.evaluate, evaluate),
     "predict": (options.predict, predict),
+    "view": (options.view, view),
     "labels": (options.labels, labels),
     "convert": (options.convert, convert),
     "doctor": (options.doctor, doctor),

@@ -56,6 +56,16 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
 
 
+def view(parser: argparse.ArgumentParser) -> None:
+    """Of `view`."""
+    parser.add_argument("input", type=Path, metavar="INPUT", help="a point file, or the folder of a run")
+    parser.add_argument("--output", type=Path, required=True, help="the .html file; for a run the folder of its pages")
+    parser.add_argument("--truth", type=Path, help="file of the same points whose labels are the truth")
+    parser.add_argument("--classes", type=Path, help="names and colours: a classes.yaml or a checkpoint")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+    parser.add_argument("--points", type=int, default=400_000, help="most points of a page (default: 400,000)")
+
+
 def labels(parser: argparse.ArgumentParser) -> None:
     """Of `labels`."""
     common(parser)
