@@ -113,6 +113,16 @@ def predict(args: argparse.Namespace) -> None:
     predict_files(args.checkpoint, args.inputs, args.output, device, args.votes, columns, args.overwrite)
 
 
+def export(args: argparse.Namespace) -> None:
+    """Write a trained network as safetensors and a JSON card, for others to use."""
+    from mink_decouple.engine.export import export_network
+
+    card = export_network(args.checkpoint, args.output, args.licence)
+    scores = card["scores"]
+    said = f", mIoU {100 * scores['miou']:.1f}" if scores else ""
+    print(f"wrote {args.output}: {card['backbone']} {card['variant']}, {card['parameters']:,} numbers{said}")
+
+
 def view(args: argparse.Namespace) -> None:
     """Make a page to turn a cloud around in a browser: truth, prediction, error, confidence, classes by class."""
     from mink_decouple.engine.view import classes_of, sight_of_file, sights_of_run
@@ -320,6 +330,7 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "train": (options.train, train),
     "evaluate": (options.evaluate, evaluate),
     "predict": (options.predict, predict),
+    "export": (options.export, export),
     "view": (options.view, view),
     "labels": (options.labels, labels),
     "convert": (options.convert, convert),

@@ -56,6 +56,13 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
 
 
+def export(parser: argparse.ArgumentParser) -> None:
+    """Of `export`."""
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--licence", help="of the weights, such as CC-BY-4.0")
+
+
 def view(parser: argparse.ArgumentParser) -> None:
     """Of `view`."""
     parser.add_argument("input", type=Path, metavar="INPUT", help="a point file, or the folder of a run")

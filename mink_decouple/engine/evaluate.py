@@ -15,6 +15,7 @@ from mink_decouple.data.classes import Classes
 from mink_decouple.data.transforms import feature_width
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.events import progress, say
+from mink_decouple.engine.export import load_network
 from mink_decouple.engine.predict import decide
 from mink_decouple.engine.runtime import write_json
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset
@@ -85,7 +86,7 @@ def evaluate_checkpoint(
         FileNotFoundError, ValueError: see `checkpoint.load`.
         ValueError: the checkpoint was trained on other classes than the data has.
     """
-    state = checkpoint.load(path)
+    state = load_network(path)
     own = configuration.loads(state["config"], str(path))
     own = configuration.replace_data(own, choose(own))
     model = restore(state, own, device)

@@ -25,6 +25,7 @@ from mink_decouple.data.raw_file import RawFile, streams
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import restore
 from mink_decouple.engine.events import say
+from mink_decouple.engine.export import load_network
 from mink_decouple.engine.predict import decide
 from mink_decouple.engine.scenes import Scene, load_scene, prepare
 from mink_decouple.metrics import ConfusionMatrix
@@ -59,7 +60,7 @@ def predict_files(
     """Predict files with a checkpoint, which knows its classes, features and grid; see `data.annotate` for the outputs.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the folder of an exported network.
         inputs: files, or folders whose files are all predicted.
         output: a file for one input file, else a folder that gets files of the same names.
         device: where to run.
@@ -71,10 +72,10 @@ def predict_files(
         The files written.
 
     Raises:
-        FileNotFoundError, ValueError: see `checkpoint.load` and `read_cloud`; no input; two inputs of one name; an
+        FileNotFoundError, ValueError: see `load_network` and `read_cloud`; no input; two inputs of one name; an
             output that exists; a file without a column that the network was trained on.
     """
-    state = checkpoint.load(path)
+    state = load_network(path)
     config = configuration.loads(state["config"], str(path))
     if votes is not None:
         config = replace(config, eval=replace(config.eval, votes=votes))

@@ -15,6 +15,7 @@ from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud
 from mink_decouple.data.io_kitti import read_label
 from mink_decouple.engine import checkpoint
+from mink_decouple.engine.export import load_network
 
 LAS = (".las", ".laz")
 
@@ -102,7 +103,7 @@ def sights_of_run(folder: Path) -> list[Sight]:
 
 def classes_of_checkpoint(path: Path) -> Classes:
     """The classes that a network was trained on."""
-    state = checkpoint.load(path)
+    state = load_network(path)
     configuration.loads(state["config"], str(path))  # refuses what is no checkpoint of a run
     return checkpoint.classes_of(state)
 
