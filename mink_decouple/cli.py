@@ -246,6 +246,30 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("\n".join(errors))
 
 
+def init(args: argparse.Namespace) -> None:
+    """Look at a folder of clouds and write a first configuration and classes for it."""
+    from mink_decouple.config import BACKBONES, load_config
+    from mink_decouple.data.proposal import propose
+    from mink_decouple.data.survey import describe, survey
+
+    name = args.name or args.folder.resolve().name
+    config, classes = args.output / f"{name}.yaml", args.output / f"{name}_classes.yaml"
+    for path in (config, classes):
+        if path.exists():
+            raise ValueError(f"{path}: exists; choose another --output or --name")
+    looks = survey(args.folder, args.columns.split(",") if args.columns else None)
+    print(describe(looks), flush=True)
+    proposal = propose(looks, args.folder.as_posix(), classes.as_posix())
+    args.output.mkdir(parents=True, exist_ok=True)
+    columns = f"columns: [{args.columns}]\n" if args.columns else ""
+    classes.write_text(proposal.classes + columns, encoding="utf-8")
+    config.write_text(proposal.config, encoding="utf-8")
+    for backbone in BACKBONES:
+        load_config(config, backbone=backbone)
+    print("\n".join([*(f"note: {note}" for note in proposal.notes), f"wrote {classes}", f"wrote {config}"]))
+    print(f"next: mink-decouple check --config {config}\n      mink-decouple train --config {config}")
+
+
 def experiment(args: argparse.Namespace) -> None:
     """Run what is missing of a grid of trainings (recipes, backbones, label budgets, seeds); print one table."""
     from mink_decouple.config import parse_overrides
@@ -338,6 +362,7 @@ COMMANDS: dict[str, tuple[Configure, Callable[[argparse.Namespace], None]]] = {
     "submit": (options.submit, submit),
     "pool": (options.pool, pool),
     "prepare": (options.prepare, prepare),
+    "init": (options.init, init),
     "check": (options.check, check),
     "experiment": (options.experiment, experiment),
     "compare": (options.compare, compare),

@@ -139,6 +139,14 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
 
 
+def init(parser: argparse.ArgumentParser) -> None:
+    """Of `init`."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of point clouds")
+    parser.add_argument("--output", type=Path, default=Path(), help="where the two files go (default: here)")
+    parser.add_argument("--name", help="of the files (default: that of the folder)")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+
+
 def check(parser: argparse.ArgumentParser) -> None:
     """Of `check`."""
     common(parser)

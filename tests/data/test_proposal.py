@@ -1,0 +1,156 @@
+"""A first configuration: what it says follows from the clouds, it loads, and it trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mink_decouple.cli import main
+from mink_decouple.config import BACKBONES, load_config
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.folder import FolderDataset
+from mink_decouple.data.io import write_cloud
+from mink_decouple.data.proposal import grid_size, propose
+from mink_decouple.data.survey import Look, spacing, survey
+from mink_decouple.engine.train import Trainer
+
+
+def seen(name, labels, points=1000, columns=("intensity",), extent=(50.0, 50.0, 9.0), gap=0.13):
+    return Look(Path(name), points, tuple(columns), labels, extent, gap)
+
+
+def lines(text, word):
+    return [line.split("#")[0].strip() for line in text.splitlines() if word in line]
+
+
+def test_spacing_of_a_lattice_is_its_step_whatever_strays():
+    side = np.arange(30, dtype=np.float32) * 0.25
+    lattice = np.stack(np.meshgrid(side, side, side[:3]), axis=-1).reshape(-1, 3)
+    assert spacing(np.concatenate([lattice, [[900, 900, 900]]]).astype(np.float32)) == pytest.approx(0.25)
+    assert spacing(lattice[:1]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gap", "size"), [(0.13, 0.2), (0.02, 0.03), (0.033, 0.05), (0.67, 1.0), (6.5, 10.0), (0.0, 0.001), (0.058, 0.08)]
+)
+def test_grid_is_one_and_a_half_spacings_on_a_round_number(gap, size):
+    assert grid_size(gap) == pytest.approx(size)
+
+
+def test_las_ids_get_the_names_of_the_specification_and_noise_is_ignored():
+    looks = [seen(f"{n}.las", {0: 5, 2: 500, 6: 300, 7: 20, 17: 4}) for n in "abc"]
+    made = propose(looks, "tiles", "c.yaml")
+    assert [line.split(":")[0] for line in lines(made.classes, "raw: [")] == ["ground", "building", "bridge"]
+    assert "ignore: [0, 7]" in made.classes
+    assert any("7 (noise)" in note for note in made.notes) and not any("put them in" in note for note in made.notes)
+    text = propose([seen(f"{n}.ply", {0: 5, 7: 20}) for n in "ab"], "t", "c.yaml")
+    assert [line.split(":")[0] for line in lines(text.classes, "raw: [")] == ["class_0", "class_7"]
+    assert any("put them in" in note for note in text.notes)
+
+
+def test_every_class_stays_in_the_training_files():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        looks = [
+            seen(f"{n}.ply", {int(raw): 10 for raw in rng.choice(6, rng.integers(2, 6), replace=False)})
+            for n in range(int(rng.integers(4, 12)))
+        ]
+        made = propose(looks, "t", "c.yaml")
+        kept = {int(line.split("[")[1].split("]")[0]) for line in lines(made.classes, "raw: [")}
+        train = lines(made.config, "train: [")[0]
+        in_train = set().union(*(look.labels for look in looks if f"'{look.path.stem}'" in train))
+        assert kept <= in_train
+        everywhere = {raw for raw in range(6) if sum(raw in look.labels for look in looks) >= 2}
+        assert kept <= everywhere
+
+
+def test_features_are_the_columns_that_every_file_has():
+    both = [seen("a.las", {2: 9, 6: 9}, columns=("intensity", "rgb")), seen("b.las", {2: 9, 6: 9}, columns=("rgb",))]
+    assert "features: [rgb, height, height_wide]" in propose(both, "t", "c.yaml").config
+    indoors = [seen(f"{n}.ply", {1: 9, 2: 9}, columns=("rgb",), extent=(6, 5, 3)) for n in "ab"]
+    text = propose(indoors, "t", "c.yaml").config
+    assert "features: [rgb, height]" in text and "height: floor" in text and "shape: sphere" in text
+    assert "crop_points: 24000" in propose([seen(f"{n}.las", {2: 9, 6: 9}, 900_000) for n in "ab"], "t", "c").config
+
+
+def test_what_looks_wrong_is_said():
+    labelled = [seen("a.ply", {1: 9, 2: 9}, gap=13.0), seen("b.ply", {1: 9, 2: 9}, gap=130.0)]
+    looks = [*labelled, seen("c.ply", None, gap=13.0)]
+    notes = " | ".join(propose(looks, "t", "c.yaml").notes)
+    assert "spacing differs from 13 to 130" in notes and "are the coordinates metres?" in notes
+    assert "no labels in c.ply" in notes
+    rare = propose([seen(f"{n}.las", {2: 5, 64: 1}, 100_000) for n in "ab"], "t", "c.yaml").notes
+    assert any("very rare: ground 0.01%, class_64 0.00%" in note for note in rare)
+
+
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [
+        ([seen("a.las", {2: 9, 6: 9})], "1 of 1 files with labels; at least two are needed"),
+        ([seen("a.las", None), seen("b.las", {2: 9})], "1 of 2 files with labels"),
+        ([seen("a.las", {2: 9}), seen("b.las", {2: 9})], "1 class in the labels"),
+    ],
+)
+def test_too_little_to_train_on_is_refused(looks, said):
+    with pytest.raises(ValueError, match=said):
+        propose(looks, "t", "c.yaml")
+
+
+@pytest.fixture
+def clouds(tmp_path):
+    """Four rooms of a floor, a wall and a box, as LAS and PLY."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        xyz = rng.uniform(0, 3, (600, 3)).astype(np.float32)
+        label = np.repeat([2, 6, 17], 200)
+        xyz[:200, 2] = xyz[200:400, 1] = 0
+        features = {"intensity": rng.uniform(0, 900, 600).astype(np.float32)}
+        write_cloud(
+            tmp_path / "clouds" / f"00{number}{'.las' if number % 2 else '.ply'}",
+            PointCloud("room", xyz, features=features, labels=label),
+        )
+    return tmp_path / "clouds"
+
+
+def test_init_writes_what_loads_checks_and_trains(clouds, tmp_path, capsys):
+    assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 0
+    said = capsys.readouterr().out
+    config = tmp_path / "mine" / "clouds.yaml"
+    assert f"train --config {config}" in said and "000.ply" in said
+    for backbone in BACKBONES:
+        loaded = load_config(config, backbone=backbone)
+        assert loaded.recipe == "decoupled" and loaded.data.features == ["height", "log_intensity"]
+    dataset = FolderDataset(clouds, loaded.data.classes, loaded.data.splits)
+    assert len(dataset.scenes("train")) == 3 and len(dataset.scenes("val")) == 1
+    assert main(["check", "--config", str(config)]) == 0
+    short = {"schedule": {"steps": 1, "pretrain": {"epochs": 1}, "i_step": {"epochs": 1}, "ii_step": {"epochs": 1}}}
+    config_short = load_config(config, backbone="minkunet", overrides={**short, "eval": {"votes": 1}})
+    metrics = Trainer(config_short, tmp_path / "run", torch.device("cpu")).run().metrics
+    assert 0 <= metrics["miou"] <= 1
+    capsys.readouterr()
+    assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 2
+    assert "clouds.yaml: exists; choose another --output or --name" in capsys.readouterr().err
+
+
+def test_folders_without_clouds_are_named_with_what_is_in_them(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    for folder, said in ((tmp_path, "its sub-folders sub are not looked into"), (tmp_path / "gone", "no such folder")):
+        assert main(["init", str(folder), "--output", str(tmp_path / "mine")]) == 2
+        assert said in capsys.readouterr().err
+    np.savetxt(tmp_path / "a.txt", np.zeros((5, 5)))
+    assert main(["init", str(tmp_path), "--output", str(tmp_path / "mine")]) == 2
+    assert "5 columns without names" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_real_tiles_get_the_split_and_features_of_their_shipped_configuration():
+    root = Path(__file__).parents[2].parent / "shared" / "data" / "lidar_hd_dense"
+    if not root.is_dir():
+        pytest.skip("the sample tiles are not here")
+    made = propose(survey(root), root.as_posix(), "c.yaml")
+    shipped = load_config(Path(__file__).parents[2] / "configs" / "lidar_hd_dense.yaml")
+    for name in shipped.data.splits["val"]:
+        assert f"'{name}'" in lines(made.config, "val: [")[0]
+    for name in ("height", "height_wide", "log_intensity", "return_number", "number_of_returns"):
+        assert name in lines(made.config, "features:")[0]

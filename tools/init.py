@@ -1,0 +1,8 @@
+"""Run `mink-decouple init`."""
+
+import sys
+
+from mink_decouple.cli import tool
+
+if __name__ == "__main__":
+    sys.exit(tool("init"))
