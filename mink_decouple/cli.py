@@ -124,8 +124,9 @@ def export(args: argparse.Namespace) -> None:
 
 
 def view(args: argparse.Namespace) -> None:
-    """Make a page to turn a cloud around in a browser: truth, prediction, error, confidence, classes by class."""
+    """Make a page to turn a cloud around in a browser (truth, prediction, error, confidence), or a still picture."""
     from mink_decouple.engine.view import classes_of, sight_of_file, sights_of_run
+    from mink_decouple.report.figures import room_picture
     from mink_decouple.report.viewer import write_page
 
     if args.points < 1:
@@ -138,7 +139,12 @@ def view(args: argparse.Namespace) -> None:
         columns = args.columns.split(",") if args.columns else None
         sights, places = [sight_of_file(args.input, args.truth, known, columns)], [args.output]
     for sight, place in zip(sights, places, strict=True):
-        write_page(place, sight.title, sight.coords, sight.layers, sight.classes, args.points)
+        if place.suffix.lower() == ".png":
+            labels = {name: rows for name, rows in sight.layers.items() if name not in ("colour", "confidence")}
+            first, last = labels.pop("truth", None), labels.pop("prediction", None)
+            room_picture(sight.coords, first, last, sight.classes, place, labels, sight.title)
+        else:
+            write_page(place, sight.title, sight.coords, sight.layers, sight.classes, args.points)
         print(f"wrote {place}")
 
 

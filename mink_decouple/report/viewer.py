@@ -122,7 +122,7 @@ def write_page(
 ) -> None:
     """Write `viewer_page`, in one step; missing folders are made. ValueError also for another suffix than `.html`."""
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{path}: a page must end in .html")
+        raise ValueError(f"{path}: must end in .html, or .png for a still picture")
     text = viewer_page(title, coords, columns, classes, most)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

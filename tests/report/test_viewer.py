@@ -80,7 +80,7 @@ def test_what_cannot_be_shown_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             viewer_page("c", coords, wrong, CLASSES)
-    with pytest.raises(ValueError, match=r"must end in \.html"):
+    with pytest.raises(ValueError, match=r"must end in \.html, or \.png"):
         write_page(tmp_path / "page.png", "c", coords, layers, CLASSES)
     assert list(tmp_path.iterdir()) == []
 
@@ -169,6 +169,8 @@ def test_view_of_a_predicted_file_and_its_truth(tmp_path, capsys):
     assert main(arguments) == 0  # without names the ids are the names
     data = content((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert [c["name"] for c in data["classes"]] == ["class 1", "class 2", "class 7"]
+    assert main([*asked, "--output", str(tmp_path / "still.png")]) == 0
+    assert (tmp_path / "still.png").read_bytes()[:4] == b"\x89PNG"
     capsys.readouterr()
     assert main([*arguments, "--points", "0"]) == 2
     assert "--points 0: must be at least 1" in capsys.readouterr().err
