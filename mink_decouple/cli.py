@@ -61,20 +61,23 @@ def guarded(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; continue a training with --resume, anything else with the same command", file=sys.stderr)
         return 130
-    except _diverged() as error:
+    except _stopped() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _diverged() -> type[Exception]:
-    from mink_decouple.engine.optim import Diverged  # loads torch, which a mistyped argument need not wait for
+def _stopped() -> tuple[type[Exception], ...]:
+    # they load torch, which a mistyped argument need not wait for
+    from mink_decouple.engine.memory import OutOfMemory
+    from mink_decouple.engine.optim import Diverged
 
-    return Diverged
+    return Diverged, OutOfMemory
 
 
 def train(args: argparse.Namespace) -> None:
     """Train with a label budget, score on every raw point, and write the run folder."""
+    from mink_decouple.engine.memory import named_settings
     from mink_decouple.engine.runtime import choose_device, keep_freed_memory
     from mink_decouple.engine.train import Trainer
 
@@ -86,7 +89,9 @@ def train(args: argparse.Namespace) -> None:
         keep_freed_memory()
     output = args.output or _free_folder(config)
     print(f"run folder: {output}", flush=True)
-    _present(Trainer(config, output, device, resume=args.resume).run(), output)
+    with named_settings(config, training=True):
+        result = Trainer(config, output, device, resume=args.resume).run()
+    _present(result, output)
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -135,7 +135,11 @@ def shipped(kind: str, name: str) -> Path:
     if path.is_file():
         return path
     names = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
-    raise ConfigError(f"{kind.rstrip('s')} {name!r}: unknown{nearest(name, names)}; choices: {', '.join(names)}")
+    alone = [one for one in names if "/" not in one]
+    groups = sorted({one.split("/")[0] for one in names if "/" in one})
+    more = [f"{group}/NAME ({sum(one.startswith(group + '/') for one in names)})" for group in groups]
+    choices = ", ".join([*alone, *more])
+    raise ConfigError(f"{kind.rstrip('s')} {name!r}: unknown{nearest(name, names)}; choices: {choices}")
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

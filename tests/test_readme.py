@@ -14,6 +14,7 @@ from mink_decouple.study.grid import expand, read_experiment
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+TEXT = re.sub(r"(?m)^    \$ .*$", "", TEXT)  # mistakes, which test_troubleshooting.py types
 # what the docs have `init` write
 WRITTEN = {
     Path(output or ".") / f"{Path(folder).name}.yaml"

@@ -105,7 +105,9 @@ class FolderDataset:
         try:
             return replace(cloud, labels=self.classes.encode(cloud.labels))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(
+                f"{path}: {error}; give it a class, or put it under ignore, in the classes file"
+            ) from error
 
     def _check_splits(self, splits: Any, source: str) -> dict[str, list[str]]:
         if splits is None:

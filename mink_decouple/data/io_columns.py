@@ -162,8 +162,8 @@ def unnamed_columns(path: Path, count: int, given: Sequence[str] | None) -> tupl
         return tuple(given)
     if count not in UNNAMED_COLUMNS:
         raise ValueError(
-            f"{path}: {count} columns without names; name them (columns=..., or a first line such as "
-            f"'x y z red green blue label'). Without names only {_choices()} are read"
+            f"{path}: {count} columns without names; name them (--columns, `columns` in the classes file, or a first "
+            f"line such as 'x y z red green blue label'). Without names only {_choices()} are read"
         )
     return UNNAMED_COLUMNS[count]
 

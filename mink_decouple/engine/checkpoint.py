@@ -58,8 +58,10 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, by the place of the damage
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        if type(error).__name__ == "UnpicklingError":  # torch's text is of its own history
+            reason = "not written by torch.save, or it holds more than plain data and tensors"
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
 
 
 def tensors(value: Any) -> Any:

@@ -26,6 +26,7 @@ from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import restore
 from mink_decouple.engine.events import say
 from mink_decouple.engine.export import load_network
+from mink_decouple.engine.memory import named_settings
 from mink_decouple.engine.predict import decide
 from mink_decouple.engine.scenes import Scene, load_scene, prepare
 from mink_decouple.metrics import ConfusionMatrix
@@ -123,7 +124,8 @@ def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[
 def _predict_file(network: Network, source: Path, target: Path, columns: Sequence[str] | None) -> None:
     config, classes, started = network.config, network.classes, time.perf_counter()
     with _scene(network, source, target, columns) as (scene, cloud):
-        ids, confidence = decide(network.model, config, scene, len(classes), network.device, config.eval.votes)
+        with named_settings(config, training=False):
+            ids, confidence = decide(network.model, config, scene, len(classes), network.device, config.eval.votes)
         raw = classes.decode(np.arange(len(classes)))
         counts = np.zeros(len(classes), np.int64)
 
