@@ -1,6 +1,7 @@
 # make train       train on the embedded default data set     (make train ARGS="--config configs/X.yaml")
 # make test        run the tests                              (make test ARGS="tests/report -x")
 # make lint        ruff and mypy
+# make site        build the documentation as a site in build/site
 # make minkowski   build MinkowskiEngine, the optional second engine, into the environment
 # make clean       remove what the commands above made
 #
@@ -20,7 +21,7 @@ CONSTRAINTS := $(if $(filter torch==2.13.0,$(TORCH)),-c constraints.txt)
 INTERPRETER := $(VENV)/.installed-interpreter
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: train test lint minkowski clean
+.PHONY: train test lint site minkowski clean
 .DEFAULT_GOAL := test
 
 train: $(INSTALLED)
@@ -33,6 +34,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+site: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 minkowski: $(INSTALLED)
 	PYTHON=$(BIN)/python docker/install_minkowski.sh

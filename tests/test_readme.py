@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mink_decouple.cli import COMMANDS
 from mink_decouple.config import load_config, parse_overrides
@@ -44,6 +45,15 @@ def test_a_command_of_the_docs_parses_and_its_configuration_loads(call):
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_site_has_every_page_once():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def pages(node):
+        return [node] if isinstance(node, str) else [p for part in node for p in pages(next(iter(part.values())))]
+
+    assert sorted(pages(site["nav"])) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
 def test_make_has_the_targets_the_docs_name():
