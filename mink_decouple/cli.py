@@ -133,16 +133,22 @@ def view(args: argparse.Namespace) -> None:
     from mink_decouple.engine.view import classes_of, sight_of_file, sights_of_run
     from mink_decouple.report.figures import room_picture
     from mink_decouple.report.viewer import write_page
+    from mink_decouple.report.window import show
 
+    if args.window == (args.output is not None):
+        raise ValueError("view: say where to with --output FILE.html or FILE.png, or --window")
     if args.points < 1:
         raise ValueError(f"--points {args.points}: must be at least 1")
     if args.input.is_dir():
         sights = sights_of_run(args.input)
-        places = [args.output / f"{sight.title}.html" for sight in sights]
+        places = [(args.output or Path()) / f"{sight.title}.html" for sight in sights]
     else:
         known = None if args.classes is None else classes_of(args.classes)
         columns = args.columns.split(",") if args.columns else None
         sights, places = [sight_of_file(args.input, args.truth, known, columns)], [args.output]
+    if args.window:
+        show(sights[-1].title, sights[-1].coords, sights[-1].layers, sights[-1].classes, args.layer)
+        return
     for sight, place in zip(sights, places, strict=True):
         if place.suffix.lower() == ".png":
             labels = {name: rows for name, rows in sight.layers.items() if name not in ("colour", "confidence")}

@@ -66,9 +66,11 @@ def export(parser: argparse.ArgumentParser) -> None:
 def view(parser: argparse.ArgumentParser) -> None:
     """Of `view`."""
     parser.add_argument("input", type=Path, metavar="INPUT", help="a point file, or the folder of a run")
+    parser.add_argument("--output", type=Path, help="the .html or .png file; of a run the folder of its pages")
     parser.add_argument(
-        "--output", type=Path, required=True, help="the .html or .png file; of a run the folder of its pages"
+        "--window", action="store_true", help="open3d's viewer in place of a file, where there is a screen"
     )
+    parser.add_argument("--layer", help="what the window shows: prediction, error, ... (default: prediction)")
     parser.add_argument("--truth", type=Path, help="file of the same points whose labels are the truth")
     parser.add_argument("--classes", type=Path, help="names and colours: a classes.yaml or a checkpoint")
     parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
