@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,16 +117,15 @@ def annotate_npz(source: Path, target: Path, supply: Supply) -> None:
 
 def annotate_text(source: Path, target: Path, supply: Supply) -> None:
     """Two more columns; names, comments and empty lines stay, the numbers of a line as they were written."""
-    names, delimiter, skip = head(source)
+    names, delimiter, skip, at = head(source)
     separator = (delimiter or " ").encode()
     with source.open("rb") as old, target.open("wb") as new:
-        for _ in range(skip):
+        kept = None if names is None else len(_without_ours(source, names))
+        for number in range(skip):
             line = old.readline()
-            words = {word.strip().strip('"').lower() for word in re.split(r"[\s,;]+", line.decode("utf-8", "replace"))}
-            if names is not None and {"x", "y", "z"} <= words and "prediction" not in words:
+            if number == at and names is not None and kept == len(names):
                 line = line.rstrip(b"\r\n") + separator + separator.join(name.encode() for name in NAMES) + b"\n"
             new.write(line)
-        kept = None if names is None or names[-2:] != NAMES else len(names) - 2
         _text_rows(source, old, new, supply, None, separator, kept)
 
 

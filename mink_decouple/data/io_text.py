@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def read_text(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
     Raises:
         ValueError: a line with another number of columns or with other text; the message gives its number and content.
     """
-    names, delimiter, skip = head(path)
+    names, delimiter, skip, _ = head(path)
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             table = np.loadtxt(stream, dtype=np.float64, delimiter=delimiter, skiprows=skip, ndmin=2)
@@ -67,10 +68,26 @@ def _number_format(dtype: np.dtype) -> str:
     return "%d"
 
 
-def head(path: Path) -> tuple[tuple[str, ...] | None, str | None, int]:
-    """Column names (None: the file has none), delimiter (None: blanks) and number of lines before the numbers."""
-    comment: list[str] | None = None
-    skip = 0
+class Head(NamedTuple):
+    """What stands before the numbers.
+
+    Attributes:
+        names: of the columns; None where the file has none.
+        delimiter: between them; None for blanks.
+        skip: lines before the numbers.
+        at: which of them has the names.
+    """
+
+    names: tuple[str, ...] | None
+    delimiter: str | None
+    skip: int
+    at: int | None
+
+
+def head(path: Path) -> Head:
+    """The head of a text table. Raises ValueError for one without numbers, or with a line of both names and numbers."""
+    comment: tuple[str, ...] | None = None
+    skip, at = 0, None
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             text = _COMMENT.sub("", line).strip()
@@ -79,13 +96,13 @@ def head(path: Path) -> tuple[tuple[str, ...] | None, str | None, int]:
                 words = [word.strip().strip('"') for word in text.split(delimiter)]
                 if _COMMENT.match(line):
                     if {"x", "y", "z"} <= {word.lower() for word in words}:
-                        comment = words
+                        comment, at = tuple(words), skip
                 elif _numeric(words):
-                    return (tuple(comment) if comment else None), delimiter, skip
+                    return Head(comment, delimiter, skip, at)
                 elif any(_numeric([word]) for word in words):
                     raise ValueError(f"{path}: line {skip + 1} is neither names nor numbers: {line.strip()[:80]!r}")
                 else:
-                    return tuple(words), delimiter, skip + 1
+                    return Head(tuple(words), delimiter, skip + 1, skip)
             skip += 1
     raise ValueError(f"{path}: no points")
 

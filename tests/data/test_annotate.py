@@ -6,7 +6,7 @@ import pytest
 from mink_decouple.data.annotate import SUFFIXES, annotate, side_file
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io import write_cloud
+from mink_decouple.data.io import read_cloud, write_cloud
 
 COUNT = 500
 IDS = (0, 3, 7)
@@ -187,6 +187,18 @@ def test_text_without_names_keeps_comments_and_empty_lines(tmp_path):
     told = [Block(np.array([3, 0, 7]), np.array([0.5, 1.0, 0.25], np.float32))]
     annotate(tmp_path / "in.txt", tmp_path / "out.txt", told, IDS)
     assert (tmp_path / "out.txt").read_text() == ("# made by hand\n\n1.50 2 3 3 0.5\n4 5 6.000 0 1\n\n7 8 9 7 0.25\n")
+
+
+@pytest.mark.parametrize("first", ["X,Y,Z", "scalar_x,scalar_y,scalar_z", "// x y z", '"x";"y";"z"'])
+def test_names_of_every_spelling_get_two_more(tmp_path, first):
+    mark = next((m for m in ",;" if m in first), " ")
+    (tmp_path / "in.txt").write_text(f"{first}\n{mark.join(['1', '2', '3'])}\n")
+    told = [Block(np.array([3]), np.array([0.5], np.float32))]
+    annotate(tmp_path / "in.txt", tmp_path / "out.txt", told, IDS)
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert lines == [mark.join([first, "prediction", "confidence"]), mark.join(["1", "2", "3", "3", "0.5"])]
+    found = read_cloud(tmp_path / "out.txt")
+    assert found.features["prediction"].tolist() == [3] and found.features["confidence"].tolist() == [0.5]
 
 
 def test_a_kitti_scan_gets_its_labels_and_confidences_beside_it(tmp_path):
