@@ -59,7 +59,7 @@ def pooled_cases(args: argparse.Namespace) -> Iterator[Case]:
         agree(case, name, sorted_rows(forward()), wanted, 0.1 if "16" in name else 1e-3)
     yield race(case, {name: without_gradients(forward) for name, forward in runs.items()}, args, device=args.device)
     steps: dict[str, Callable[[], object]] = {
-        name: lambda forward=forward: forward().float().sum().backward()  # type: ignore[misc]
+        name: lambda forward=forward: forward().float().sum().backward()  # type: ignore[misc] # mypy infers no defaults
         for name, forward in runs.items()
     }
     yield race(trained, steps, args, device=args.device)

@@ -132,12 +132,13 @@ def view(args: argparse.Namespace) -> None:
     """Make a page to turn a cloud around in a browser (truth, prediction, error, confidence), or a still picture."""
     from mink_decouple.engine.view import classes_of, sight_of_file, sights_of_run
     from mink_decouple.report.figures import room_picture
-    from mink_decouple.report.viewer import write_page
+    from mink_decouple.report.viewer import MOST_POINTS, write_page
     from mink_decouple.report.window import show
 
     if args.window == (args.output is not None):
         raise ValueError("view: say where to with --output FILE.html or FILE.png, or --window")
-    if args.points < 1:
+    most = MOST_POINTS if args.points is None else args.points
+    if most < 1:
         raise ValueError(f"--points {args.points}: must be at least 1")
     if args.input.is_dir():
         sights = sights_of_run(args.input)
@@ -155,7 +156,7 @@ def view(args: argparse.Namespace) -> None:
             first, last = labels.pop("truth", None), labels.pop("prediction", None)
             room_picture(sight.coords, first, last, sight.classes, place, labels, sight.title)
         else:
-            write_page(place, sight.title, sight.coords, sight.layers, sight.classes, args.points)
+            write_page(place, sight.title, sight.coords, sight.layers, sight.classes, most)
         print(f"wrote {place}")
 
 

@@ -74,7 +74,7 @@ def view(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truth", type=Path, help="file of the same points whose labels are the truth")
     parser.add_argument("--classes", type=Path, help="names and colours: a classes.yaml or a checkpoint")
     parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
-    parser.add_argument("--points", type=int, default=400_000, help="most points of a page (default: 400,000)")
+    parser.add_argument("--points", type=int, help="most points of a page (default: 400,000)")
 
 
 def labels(parser: argparse.ArgumentParser) -> None:

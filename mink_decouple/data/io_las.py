@@ -13,6 +13,7 @@ import numpy as np
 from mink_decouple.data.cloud import PointCloud, from_world
 from mink_decouple.data.io_columns import narrow, one_line, unit_rgb, whole_numbers
 
+LAS = (".las", ".laz")
 _SCALE = 1e-4
 _RETURNS = ("return_number", "number_of_returns")
 

@@ -262,7 +262,7 @@ def _grid_search(query: np.ndarray, support: np.ndarray, low: np.ndarray, span: 
         table, slots = build_table(keys, 3 * level)
         queries = query, query_order, query_keys, active, levels, level, bits, low, size * 2**level
         cells = points, order, table, slots, found
-        share_from_main(lambda a, b: _search(*queries, *cells, a, b), len(active), work * len(active))  # noqa: B023
+        share_from_main(lambda a, b: _search(*queries, *cells, a, b), len(active), work * len(active))  # noqa: B023 # it has run when this returns
 
 
 def pyramid(coords: np.ndarray, ratios: Sequence[int], k: int) -> list[Level]:

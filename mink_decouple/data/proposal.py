@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mink_decouple.data.classes import default_palette
+from mink_decouple.data.io_las import LAS
 from mink_decouple.data.survey import Look, common
 
-LAS = (".las", ".laz")
 ASPRS = {
     1: "unclassified", 2: "ground", 3: "low_vegetation", 4: "medium_vegetation", 5: "high_vegetation", 6: "building",
     8: "key_point", 9: "water", 10: "rail", 11: "road", 13: "wire_guard", 14: "wire_conductor", 15: "tower",

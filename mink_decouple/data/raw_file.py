@@ -9,10 +9,8 @@ import numpy as np
 
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.io import read_cloud
-from mink_decouple.data.io_las import las_chunks, las_points
+from mink_decouple.data.io_las import LAS, las_chunks, las_points
 from mink_decouple.data.raw import Chunk, RawScene, Repair
-
-LAS = (".las", ".laz")
 
 
 def streams(path: Path, at_least: int) -> bool:

@@ -40,7 +40,9 @@ def tiles(coords: np.ndarray, most: int, margin: float) -> Iterator[Tile]:
         for axis in (0, 1):
             inside &= (coords[:, axis] >= low[axis] - margin) & (coords[:, axis] <= high[axis] + margin)
         points = np.flatnonzero(inside)
-        yield Tile(points, np.isin(points, core, assume_unique=True, kind="sort"))
+        is_core = np.zeros(len(coords), bool)
+        is_core[core] = True
+        yield Tile(points, is_core[points])
 
 
 def _parts(coords: np.ndarray, index: np.ndarray, most: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,6 @@ import torch
 
 from mink_decouple import __version__
 from mink_decouple import config as configuration
-from mink_decouple.config import dump
 from mink_decouple.data.classes import Classes, classes_from_mapping
 from mink_decouple.data.tensors import TensorWriter, checksum, open_tensors
 from mink_decouple.engine import checkpoint
@@ -72,7 +71,7 @@ def export_network(path: Path, output: Path, licence: str | None = None) -> dict
         "after": state.get("after"),
         "licence": licence,
         "weights": {"file": WEIGHTS, "sha256": checksum(output / WEIGHTS)},
-        "config": state["config"] if isinstance(state["config"], str) else dump(config),
+        "config": state["config"],
     }
     write_json(output / CARD, card)
     return card

@@ -14,10 +14,9 @@ from mink_decouple.data.classes import Classes, default_palette, load_classes
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud
 from mink_decouple.data.io_kitti import read_label
+from mink_decouple.data.io_las import LAS
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.export import load_network
-
-LAS = (".las", ".laz")
 
 
 @dataclass

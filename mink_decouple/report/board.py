@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +40,11 @@ def write_board(
     from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call] # torch has no types for it
+    untyped: Any = SummaryWriter  # torch has no types for it
+    with untyped(str(folder)) as writer:
         for tag, path in pictures.items():
             image = np.asarray(imread(path))[..., :3]
-            writer.add_image(tag, image, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+            writer.add_image(tag, image, step, dataformats="HWC")
         kept = np.sort(np.random.default_rng(0).permutation(len(coords))[:MESH_POINTS])
         place = (coords[kept] - coords[kept].mean(axis=0)).astype(np.float32)
         # TensorBoard's camera takes y for up
@@ -52,11 +54,11 @@ def write_board(
             found = (np.asarray(labels[name])[kept] for name in ("truth", "prediction"))
             colors["error"] = error_colors(*found)
         for name, color in colors.items():
-            writer.add_mesh(f"scene/{name}", place[None], color[None], global_step=step)  # type: ignore[no-untyped-call]
+            writer.add_mesh(f"scene/{name}", place[None], color[None], global_step=step)
         for tag, (rows, truth) in (features or {}).items():
             names = [classes.names[c] if c >= 0 else "unknown" for c in truth.tolist()]
             table = np.asarray(rows, np.float32)
-            writer.add_embedding(table, names, global_step=step, tag=tag)  # type: ignore[no-untyped-call]
+            writer.add_embedding(table, names, global_step=step, tag=tag)
 
 
 def last_step(run: Path) -> int:

@@ -17,7 +17,7 @@ from mink_decouple.data.classes import Classes
 from mink_decouple.report.export import confidence_colors
 
 MOST_POINTS = 400_000
-"""Points of a page unless asked otherwise: some 8 MB, and smooth to turn on a laptop."""
+"""Points of a page unless asked otherwise."""
 INDOOR_CUT = 0.82
 """Share of the height that is shown at first where there is a class `ceiling`, which would hide the room."""
 NONE = 255
