@@ -124,8 +124,10 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, near: Tensor, weight: Tensor, k: int) -> Tensor:
         n, d = near.shape[0] // k, near.shape[1]
-        attention = torch.softmax(linear(near, weight).view(n, k, d), dim=1)
-        out = (attention * near.view(n, k, d)).sum(dim=1)
+        # a GPU's autocast would widen the softmax, and the backward must see one dtype
+        with torch.autocast(near.device.type, enabled=False):
+            attention = torch.softmax(linear(near, weight).view(n, k, d), dim=1)
+            out = (attention * near.view(n, k, d)).sum(dim=1)
         ctx.save_for_backward(near, weight, attention, out)
         return out
 

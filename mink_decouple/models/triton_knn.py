@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mink_decouple.sparse.triton_runtime import INTERPRETED, jit, tl
+from mink_decouple.sparse.triton_runtime import INTERPRETED, inline, jit, tl
 
 AXIS_BITS = 18
 BATCH_LIMIT = 2 ** (63 - 3 * AXIS_BITS) - 1
@@ -105,7 +105,7 @@ def _interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return codes[0] | (codes[1] << 1) | (codes[2] << 2)
 
 
-@jit()
+@inline
 def _spread(value):
     value = (value | (value << 32)) & 0x1F00000000FFFF
     value = (value | (value << 16)) & 0x1F0000FF0000FF
@@ -114,7 +114,7 @@ def _spread(value):
     return (value | (value << 2)) & 0x1249249249249249
 
 
-@jit()
+@inline
 def _lower_bound(keys, wanted, n, steps):
     """First place whose key is not below ``wanted``."""
     low = (wanted * 0).to(tl.int32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
@@ -107,6 +108,13 @@ class KernelMap:
         return KernelMap(self.reverse, self.table)
 
 
+def _fused(keys: Tensor) -> Any:
+    """The module whose kernels take ``keys`` on a GPU; None: plain torch, or numba on a CPU."""
+    from mink_decouple.sparse import triton_maps, triton_runtime
+
+    return triton_maps if triton_runtime.works(keys.device) else None
+
+
 def pack(coords: Tensor) -> Tensor:
     """Pack integer voxel coordinates into keys whose order is the order of ``(batch, x, y, z)``.
 
@@ -142,6 +150,11 @@ def pack(coords: Tensor) -> Tensor:
 
 def unpack(keys: Tensor) -> Tensor:
     """The (N, 4) int32 coordinates ``[batch, x, y, z]`` of (N,) int64 keys; the inverse of :func:`pack`."""
+    return (fused.unpack if (fused := _fused(keys)) else unpack_torch)(keys)
+
+
+def unpack_torch(keys: Tensor) -> Tensor:
+    """:func:`unpack` in plain torch operations: any device; oracle of the tests."""
     columns = [keys >> _SHIFTS[0]] + [((keys >> shift) & _AXIS_MASK) - _BIAS for shift in _SHIFTS[1:]]
     return torch.stack(columns, dim=1).int()
 
@@ -210,9 +223,7 @@ def submanifold_map(keys: Tensor, order: Tensor | None, kernel_size: int, stride
         columns = kernel_size**2 // 2 + 1
         share(lambda first, last: _merge_submanifold(*arrays, first, last), columns, 10 * table.numel())
         return KernelMap(NeighborTable(table, len(keys)))
-    from mink_decouple.sparse import triton_maps, triton_runtime
-
-    fill = triton_maps.submanifold_table if triton_runtime.works(keys.device) else submanifold_table_torch
+    fill = fused.submanifold_table if (fused := _fused(keys)) else submanifold_table_torch
     return KernelMap(NeighborTable(fill(keys, order, kernel_size, stride), len(keys)))
 
 
@@ -289,7 +300,9 @@ def strided_map(keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: in
     n = len(keys)
     bit = stride.bit_length() - 1
     rows = torch.arange(n, device=keys.device) if order is None else order
-    if keys.device.type == "cpu":
+    if fused := _fused(keys):
+        down, up = fused.strided_tables(keys, order, parent, n_coarse, bit)
+    elif keys.device.type == "cpu":
         down, up = torch.empty(8, n_coarse, dtype=torch.int32), torch.empty(8, n, dtype=torch.int32)
         _fill_strided(keys.numpy(), rows.numpy(), parent.numpy(), bit, down.numpy(), up.numpy())
     else:

@@ -106,24 +106,26 @@ def gather_matmul_sum(
         return out
     where = layout(table)
     x = x.contiguous()
-    groups = where.groups
-    sums = out if len(groups) == 1 else torch.empty(n, b, dtype=torch.float32, device=x.device)
+    groups, size = where.groups, where.size
+    sums = out if groups == 1 else torch.empty(n, b, dtype=torch.float32, device=x.device)
     precision = _precision(x)
 
-    def run(tile: Tile) -> None:
-        for index, group in enumerate(groups):
-            last = index == len(groups) - 1
-            tiles = group.tiles(tile.rows)
-            end = epilogue if last and epilogue else _NOTHING
-            columns = -(-b // tile.columns)
+    def run(tile: Tile, end: Epilogue = _NOTHING) -> None:
+        tiles = where.tiles(tile.rows)
+        columns = -(-b // tile.columns)
+        number = tiles.counts.shape[1]
+        for group in range(groups):
+            last = group == groups - 1
+            after = end if last else _NOTHING
+            first = group * size
             # Arguments that a flag turns off are never read; any tensor stands in for them.
-            _matmul_tiles[(len(tiles.counts) * columns,)](
-                x, weights, sums, out if last else sums, group.order, tiles.counts, tiles.lists, tiles.rows,
-                _or(end.scale, out), _or(end.shift, out), _or(end.mean, out), _or(end.var, out), _or(end.residual, out),
-                n, len(group.rows), a, b, volume - 1 - group.first if opposite else group.first,
-                *weights.stride(), end.eps,
-                OPPOSITE=opposite, ADD=index > 0, SCALE=end.scale is not None, SHIFT=end.shift is not None,
-                NORM=end.mean is not None, RESIDUAL=end.residual is not None, RECTIFY=end.rectify,
+            _matmul_tiles[(number * columns,)](
+                x, weights, sums, out if last else sums, where.order, tiles.counts, tiles.lists, tiles.rows,
+                _or(after.scale, out), _or(after.shift, out), _or(after.mean, out), _or(after.var, out),
+                _or(after.residual, out),
+                n, group, number, size, a, b, volume - 1 - first if opposite else first, *weights.stride(), after.eps,
+                OPPOSITE=opposite, ADD=group > 0, SCALE=after.scale is not None, SHIFT=after.shift is not None,
+                NORM=after.mean is not None, RESIDUAL=after.residual is not None, RECTIFY=after.rectify,
                 EVEN=a % tile.depth == 0, PRECISION=precision,
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
@@ -132,7 +134,9 @@ def gather_matmul_sum(
         tiles = _MATMUL_32 if x.dtype == torch.float32 and precision == "ieee" else _MATMUL_16
         return [replace(tile, columns=_within(tile.columns, b), depth=_within(tile.depth, a)) for tile in tiles]
 
-    run(choose(("matmul", n.bit_length(), volume, len(groups), a, b, x.dtype, precision), candidates, run))
+    # Tiles are compared without an epilogue, so that its variants are compiled for the chosen one alone.
+    tile = choose(("matmul", n.bit_length(), volume, groups, a, b, x.dtype, precision), candidates, run)
+    run(tile, epilogue or _NOTHING)
     return out
 
 
@@ -194,10 +198,10 @@ def _length(where: Layout, tiles: int) -> int:
     return max(_SHORTEST, 1 << wanted.bit_length())
 
 
-@jit("n", "volume", "first", "eps")
+@jit("n", "group", "number", "size", "first", "eps")
 def _matmul_tiles(
     x, weights, sums, out, order, counts, lists, rows, scale, shift, mean, var, residual,
-    n, volume, a, b, first, stride_k, stride_a, stride_b, eps,
+    n, group, number, size, a, b, first, stride_k, stride_a, stride_b, eps,
     OPPOSITE: tl.constexpr, ADD: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, RECTIFY: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -214,8 +218,9 @@ def _matmul_tiles(
     depth = tl.arange(0, DEPTH)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     # One flat loop over offsets and channels, so that loads of the next steps overlap with the products of this one.
-    for step in range(tl.load(counts + tile) * blocks):
-        item = tl.cast(tile, tl.int64) * volume + step // blocks
+    listed = tl.cast(group, tl.int64) * number + tile
+    for step in range(tl.load(counts + listed) * blocks):
+        item = listed * size + step // blocks
         k = tl.load(lists + item)
         row = tl.load(rows + item * ROWS + within)
         channel = step % blocks * DEPTH + depth
@@ -230,7 +235,7 @@ def _matmul_tiles(
             left = tl.load(here, mask=(row >= 0)[:, None] & (channel < a)[None, :], other=0.0)
             right = tl.load(there, mask=(channel < a)[:, None] & valid[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    target = tl.load(order + place, mask=inside, other=0)[:, None] * b + column[None, :]
+    target = tl.load(order + tl.cast(group, tl.int64) * n + place, mask=inside, other=0)[:, None] * b + column[None, :]
     written = inside[:, None] & valid[None, :]
     if ADD:
         total += tl.load(sums + target, mask=written, other=0.0)

@@ -32,50 +32,23 @@ _FEW_ROWS = 16_384
 """Rows below which launches cost more than wasted products."""
 _SPLIT = 3
 _LONGEST = 27
+_WIDTH = 32
+"""Lanes for the offsets of a group, a power of two."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Kernel offsets that each tile of H output rows needs, and the input rows they meet there.
+    """Kernel offsets that each tile of H output rows needs, and the input rows they meet there, group by group.
 
     Attributes:
-        counts: (T,) int32, how many offsets.
-        lists: (T, V_g) int32, these offsets (numbered within the group), then anything.
-        rows: (T, V_g, H) int32, input rows or -1 for each of these offsets, then anything.
+        counts: (G, T) int32, how many offsets.
+        lists: (G, T, V_g) int32, these offsets (numbered within the group), then anything.
+        rows: (G, T, V_g, H) int32, input rows or -1 for each of these offsets, then anything.
     """
 
     counts: Tensor
     lists: Tensor
     rows: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Consecutive kernel offsets with the output rows in the order that suits them.
-
-    Attributes:
-        first: number of the group's first offset.
-        rows: (V_g, n_out) int32, input row or -1.
-        order: (n_out,) int64, output row of each place.
-    """
-
-    first: int
-    rows: Tensor
-    order: Tensor
-    _tiles: dict[int, Tiles] = field(default_factory=dict)
-
-    def tiles(self, height: int) -> Tiles:
-        """The places in tiles of ``height``."""
-        if height not in self._tiles:
-            volume, n = self.rows.shape
-            number, device = -(-n // height), self.rows.device
-            counts = torch.empty(number, dtype=torch.int32, device=device)
-            lists = torch.empty(number, volume, dtype=torch.int32, device=device)
-            rows = torch.empty(number, volume, height, dtype=torch.int32, device=device)
-            if number:
-                _list_offsets[(number,)](self.rows, self.order, counts, lists, rows, n, volume, HEIGHT=height)
-            self._tiles[height] = Tiles(counts, lists, rows)
-        return self._tiles[height]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +78,7 @@ class Layout:
     table: Tensor
     counts: Tensor
     _chunks: dict[int, Chunks] = field(default_factory=dict)
+    _tiles: dict[int, Tiles] = field(default_factory=dict)
 
     @cached_property
     def present(self) -> tuple[int, ...]:
@@ -112,18 +86,37 @@ class Layout:
         return tuple(self.counts.tolist())
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """The offsets in groups of nearly equal size, each with sorted rows; at least one."""
+    def groups(self) -> int:
+        """How many groups of consecutive offsets, G."""
         volume, n = self.table.shape
-        number = -(-volume // _LONGEST)
         if volume == _LONGEST and n >= _FEW_ROWS and sum(self.present) < _FULL * volume * n:
-            number = _SPLIT
-        size = -(-volume // number)
-        groups = []
-        for first in range(0, volume, size):
-            rows = self.table[first : first + size]
-            groups.append(Group(first, rows, sorted_rows(rows, self.counts[first : first + size])))
-        return tuple(groups)
+            return _SPLIT
+        return -(-volume // _LONGEST)
+
+    @property
+    def size(self) -> int:
+        """Offsets of each group but the last, which may have fewer, V_g."""
+        return -(-self.table.shape[0] // self.groups)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(G, n_out) int64, the output row of each place of each group."""
+        return sorted_rows(self.table, self.counts, self.groups, self.size)
+
+    def tiles(self, height: int) -> Tiles:
+        """The places in tiles of ``height``."""
+        if height not in self._tiles:
+            (volume, n), device = self.table.shape, self.table.device
+            number = -(-n // height)
+            counts = torch.empty(self.groups, number, dtype=torch.int32, device=device)
+            lists = torch.empty(self.groups, number, self.size, dtype=torch.int32, device=device)
+            rows = torch.empty(self.groups, number, self.size, height, dtype=torch.int32, device=device)
+            if number:
+                _list_offsets[(number, self.groups)](
+                    self.table, self.order, counts, lists, rows, n, volume, self.size, HEIGHT=height
+                )
+            self._tiles[height] = Tiles(counts, lists, rows)
+        return self._tiles[height]
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:
@@ -158,46 +151,59 @@ def layout(table: NeighborTable) -> Layout:
     return _LAYOUTS[table]
 
 
-def sorted_rows(rows: Tensor, counts: Tensor) -> Tensor:
-    """(n,) int64: output rows by falling neighbour mask, so that the longest tiles start first.
+def sorted_rows(table: Tensor, counts: Tensor, groups: int, size: int) -> Tensor:
+    """(G, n) int64: for each group the output rows by falling neighbour mask, so that the longest tiles start first.
 
     Args:
-        rows: (V, n) int32 part of a table, V <= 62.
-        counts: (V,) pairs of each offset; the bit of an offset is the higher the rarer it is.
+        table: (V, n) int32.
+        counts: (V,) pairs of each offset; the bit of an offset is the higher the rarer it is within its group.
+        groups: number of groups, G.
+        size: offsets of each group but the last, at most 32.
     """
-    volume, n = rows.shape
-    # Few bits make a short radix sort.
-    dtype = torch.int16 if volume < 15 else torch.int32 if volume < 31 else torch.int64
-    masks = torch.empty(n, dtype=dtype, device=rows.device)
+    volume, n = table.shape
+    # Few bits make a short radix sort. All groups are sorted at once: theirs are the highest bits.
+    bits = size + (groups - 1).bit_length()
+    dtype = torch.int16 if bits < 15 else torch.int32 if bits < 31 else torch.int64
+    masks = torch.empty(groups, n, dtype=dtype, device=table.device)
     if n:
-        common_first = torch.argsort(counts, descending=True, stable=True)
-        _fill_masks[(-(-n // _BLOCK),)](rows.contiguous(), common_first, masks, n, volume, BLOCK=_BLOCK)
-    return torch.sort(masks, stable=True, descending=True).indices
+        _fill_masks[(-(-n // _BLOCK), groups)](table, counts, masks, n, volume, size, BLOCK=_BLOCK, WIDTH=_WIDTH)
+    order = torch.sort(masks.view(-1), stable=True, descending=True).indices
+    return (order if groups == 1 or not n else order.remainder_(n)).view(groups, n)
 
 
-@jit("n", "volume")
-def _fill_masks(rows, offsets, masks, n, volume, BLOCK: tl.constexpr):
+@jit("n", "volume", "size")
+def _fill_masks(table, counts, masks, n, volume, size, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    group = tl.program_id(1)
+    first = group * size
+    here = tl.minimum(size, volume - first)
+    lane = tl.arange(0, WIDTH)
+    all_counts = tl.load(counts + first + lane, mask=lane < here, other=-1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
     mask = tl.zeros((BLOCK,), tl.int64)
-    for bit in range(volume):
-        found = tl.load(rows + tl.load(offsets + bit) * n + place, mask=inside, other=-1) >= 0
+    for k in range(here):
+        own = tl.load(counts + first + k)
+        bit = tl.sum(((all_counts > own) | ((all_counts == own) & (lane < k))).to(tl.int32), axis=0)
+        found = tl.load(table + tl.cast(first + k, tl.int64) * n + place, mask=inside, other=-1) >= 0
         mask |= found.to(tl.int64) << bit
-    tl.store(masks + place, mask.to(masks.dtype.element_ty), mask=inside)
+    mask |= (tl.num_programs(1) - 1 - group).to(tl.int64) << size
+    tl.store(masks + tl.cast(group, tl.int64) * n + place, mask.to(masks.dtype.element_ty), mask=inside)
 
 
-@jit("n", "volume")
-def _list_offsets(table, order, counts, lists, rows, n, volume, HEIGHT: tl.constexpr):
-    tile = tl.program_id(0)
+@jit("n", "volume", "size")
+def _list_offsets(table, order, counts, lists, rows, n, volume, size, HEIGHT: tl.constexpr):
+    group = tl.program_id(1)
+    first = group * size
+    tile = tl.cast(group, tl.int64) * tl.num_programs(0) + tl.program_id(0)
     within = tl.arange(0, HEIGHT)
-    place = tile * HEIGHT + within
+    place = tl.program_id(0) * HEIGHT + within
     inside = place < n
-    target = tl.load(order + place, mask=inside, other=0)
+    target = tl.load(order + tl.cast(group, tl.int64) * n + place, mask=inside, other=0)
     count = 0
-    for k in range(volume):
-        found = tl.load(table + tl.cast(k, tl.int64) * n + target, mask=inside, other=-1)
+    for k in range(tl.minimum(size, volume - first)):
+        found = tl.load(table + tl.cast(first + k, tl.int64) * n + target, mask=inside, other=-1)
         needed = (tl.max(found, axis=0) >= 0).to(tl.int32)
-        here = tl.cast(tile, tl.int64) * volume + count
+        here = tile * size + count
         tl.store(lists + here, k, mask=needed > 0)
         tl.store(rows + here * HEIGHT + within, found, mask=within < needed * HEIGHT)
         count += needed

@@ -1,4 +1,4 @@
-"""Kernel maps on a GPU: one Triton kernel fills the neighbour table from sorted keys.
+"""Kernel maps on a GPU: a Triton kernel fills each kind of neighbour table from sorted keys.
 
 A column of neighbours ``(dx, dy)`` of a voxel is a run of consecutive keys, so one binary search finds where it begins
 and at most K keys follow. Half of the columns are enough: each pair found is written in both directions.
@@ -36,6 +36,66 @@ def submanifold_table(keys: Tensor, order: Tensor | None, kernel_size: int, stri
             n.bit_length(), ORDERED=order is None, SHIFT=AXIS_BITS, BLOCK=_BLOCK,
         )  # fmt: skip
     return table
+
+
+def strided_tables(
+    keys: Tensor, order: Tensor | None, parent: Tensor, n_coarse: int, bit: int
+) -> tuple[Tensor, Tensor]:
+    """The (8, m) and (8, n) int32 tables of ``kernel_map.strided_map``.
+
+    Args:
+        keys: (n,) int64 sorted unique keys of the fine grid, whose stride is ``2**bit``.
+        order: (n,) int64 row of each key, None for the identity.
+        parent: (n,) int64 coarse row of each key.
+        n_coarse: number of coarse rows, m.
+        bit: binary logarithm of the fine stride.
+    """
+    n = len(keys)
+    down = torch.full((8, n_coarse), -1, dtype=torch.int32, device=keys.device)
+    up = torch.full((8, n), -1, dtype=torch.int32, device=keys.device)
+    if n:
+        _fill_strided[(-(-n // _BLOCK),)](
+            keys, keys if order is None else order, parent, down, up, n, n_coarse, bit,
+            ORDERED=order is None, SHIFT=AXIS_BITS, BLOCK=_BLOCK,
+        )  # fmt: skip
+    return down, up
+
+
+def unpack(keys: Tensor) -> Tensor:
+    """The (n, 4) int32 coordinates of (n,) int64 keys: ``kernel_map.unpack``."""
+    coords = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
+    if len(keys):
+        _unpack[(-(-len(keys) // _BLOCK),)](keys, coords, len(keys), SHIFT=AXIS_BITS, BLOCK=_BLOCK)
+    return coords
+
+
+@jit("n")
+def _unpack(keys, coords, n, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    key = tl.load(keys + place, mask=inside, other=0)
+    here = coords + 4 * place.to(tl.int64)
+    tl.store(here, (key >> (3 * SHIFT)).to(tl.int32), mask=inside)
+    for axis in tl.static_range(1, 4):
+        value = (key >> ((3 - axis) * SHIFT)) & ((1 << SHIFT) - 1)
+        tl.store(here + axis, (value - (1 << (SHIFT - 1))).to(tl.int32), mask=inside)
+
+
+@jit("n", "n_coarse", "bit")
+def _fill_strided(
+    keys, order, parent, down, up, n, n_coarse, bit, ORDERED: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
+):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    key = tl.load(keys + place, mask=inside, other=0) >> bit
+    coarse = tl.load(parent + place, mask=inside, other=0)
+    if ORDERED:
+        row = place.to(tl.int64)
+    else:
+        row = tl.load(order + place, mask=inside, other=0)
+    offset = ((key >> (2 * SHIFT)) & 1) + 2 * ((key >> SHIFT) & 1) + 4 * (key & 1)
+    tl.store(down + offset * n_coarse + coarse, row.to(tl.int32), mask=inside)
+    tl.store(up + offset * n + row, coarse.to(tl.int32), mask=inside)
 
 
 @jit("n", "stride", "bit", "steps")

@@ -49,8 +49,9 @@ class Normalize(torch.autograd.Function):
         moments = torch.empty(2, chunks if batch_statistics else 0, channels, dtype=torch.float32, device=x.device)
         across = -(-channels // _CHANNELS)
         if batch_statistics:
-            bn.num_batches_tracked += 1
-            _chunk_moments[(chunks, across)](x, moments, n, channels, length, ROWS=_ROWS, CHANNELS=_CHANNELS)
+            _chunk_moments[(chunks, across)](
+                x, moments, bn.num_batches_tracked, n, channels, length, ROWS=_ROWS, CHANNELS=_CHANNELS
+            )
         # The cumulative average depends on a count that stays on the device.
         momentum = 0.0 if bn.momentum is None else bn.momentum
         if channels:
@@ -80,7 +81,9 @@ class Normalize(torch.autograd.Function):
         # The residual's gradient is that of the sum, which without rectification is the incoming one.
         wanted = ctx.needs_input_grad[1]
         masked = torch.empty_like(x) if wanted and ctx.rectify else grad_x
-        parameters = torch.zeros(2, channels, dtype=torch.float32, device=x.device)
+        parameters = torch.empty(2, channels, dtype=torch.float32, device=x.device)
+        if not n:
+            parameters.zero_()
         if x.numel():
             chunks, length = _cut(n)
             across = -(-channels // _CHANNELS)
@@ -110,8 +113,10 @@ def _cut(n: int) -> tuple[int, int]:
 
 
 @jit("n", "length")
-def _chunk_moments(x, moments, n, channels, length, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _chunk_moments(x, moments, tracked, n, channels, length, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     chunk = tl.program_id(0)
+    if (chunk == 0) & (tl.program_id(1) == 0):
+        tl.store(tracked, tl.load(tracked) + 1)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     valid = column < channels
     start = chunk * length

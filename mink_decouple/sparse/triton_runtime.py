@@ -7,6 +7,7 @@ Triton's interpreter, which is how they are tested on a machine without a GPU.
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mink_decouple.sparse.triton_launch import Kernel
 
 try:
     import triton
@@ -35,9 +38,17 @@ def jit(*unspecialised: str) -> Callable[[Callable[..., Any]], Any]:
     """Decorator of a kernel; the arguments named do not make Triton compile it anew when they change."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        return function if triton is None else triton.jit(function, do_not_specialize=list(unspecialised))
+        if triton is None:
+            return function
+        compiled = triton.jit(function, do_not_specialize=list(unspecialised))
+        return Kernel(compiled, list(inspect.signature(function).parameters), unspecialised)
 
     return decorate
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Decorator of a function that kernels call."""
+    return function if triton is None else triton.jit(function)
 
 
 def usable(x: Tensor) -> bool:
@@ -74,17 +85,34 @@ def _obstacle(index: int) -> str | None:
     if torch.cuda.get_device_capability(index) < _OLDEST_GPU:
         return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
     try:
-        probe = torch.zeros(16, dtype=torch.int32, device=torch.device("cuda", index))
-        _count[(1,)](probe, SIZE=16)
-        reason = None if probe.tolist() == list(range(16)) else "its kernels give wrong results"
+        reason = None if _counts(index) else "its kernels give wrong results"
     except Exception as error:  # no C compiler, no driver library, an unknown card: each fails in its own way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    if reason:
+    if reason is None:
+        Kernel.direct = _launches_directly(index)
+    else:
         warnings.warn(f"Triton does not work on cuda:{index} ({reason}); plain torch serves instead", stacklevel=2)
     return reason
 
 
+def _counts(index: int) -> bool:
+    probe = torch.zeros(16, dtype=torch.int32, device=torch.device("cuda", index))
+    _count[(1,)](probe, 3, SIZE=16)
+    return bool(probe.tolist() == list(range(3, 19)))
+
+
+def _launches_directly(index: int) -> bool:
+    """Whether launches that go past Triton work with the Triton at hand, whose inner calls may change."""
+    Kernel.direct = True
+    try:
+        return _counts(index) and _counts(index)  # the second one finds what the first one compiled
+    except Exception:  # another version may take other arguments: then every launch is Triton's own
+        return False
+    finally:
+        Kernel.direct = False
+
+
 @jit()
-def _count(out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # Triton reads the types of its arguments itself
+def _count(out, first, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # Triton reads the types of its arguments itself
     place = tl.arange(0, SIZE)
-    tl.store(out + place, place)
+    tl.store(out + place, first + place)

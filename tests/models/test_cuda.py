@@ -13,6 +13,7 @@ from mink_decouple.models.device_pyramid import pyramid_on
 from mink_decouple.models.minkunet import MinkUNet
 from mink_decouple.models.segmenter import build_model
 from mink_decouple.sparse import functional, normalization, triton_kernel, triton_runtime
+from mink_decouple.sparse.triton_launch import Kernel
 from mink_decouple.sparse.triton_normalization import Normalize
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -82,6 +83,7 @@ def test_a_sparse_network_on_the_kernels_of_the_gpu(monkeypatch: pytest.MonkeyPa
 @needs_gpu
 def test_triton_works_on_this_gpu() -> None:
     assert triton_runtime.obstacle(torch.device("cuda")) is None
+    assert Kernel.direct
 
 
 @pytest.mark.gpu
@@ -117,3 +119,22 @@ def test_randla_equals_the_cpu_s_on_a_pyramid_of_the_gpu() -> None:
         assert torch.equal(level.neighbors.cpu(), expected.neighbors) and torch.equal(level.up.cpu(), expected.up)
     on_gpu = SimpleNamespace(feats=moved.feats, pyramid=levels)
     assert_same(outputs(network.cuda(), on_gpu), theirs, 1e-2)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_randla_trains_in_bfloat16_close_to_float32() -> None:
+    network = build_model("randla", "4", 3, 5, head="linear").cuda()
+    batch = points(900, 800).to("cuda")
+    weight = torch.randn(1700, 5, generator=torch.Generator().manual_seed(0)).cuda()
+
+    def gradients() -> list[Tensor]:
+        network.train().zero_grad()
+        (network(batch).float() * weight).sum().backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    exact = gradients()
+    with torch.autocast("cuda", torch.bfloat16):
+        half = gradients()
+    assert len(half) == len(exact) and all(torch.isfinite(g).all() for g in half)
+    assert sum((a - b).norm() for a, b in zip(half, exact)) < 0.5 * sum(g.norm() for g in exact)

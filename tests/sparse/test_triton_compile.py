@@ -23,17 +23,16 @@ import re
 
 import torch
 from gpu_compiler import SHARED_MEMORY, compiling
-from triton.runtime.jit import JITFunction
 from voxel_sets import random_voxels
 
 from mink_decouple.models import triton_knn
 from mink_decouple.sparse import kernel_map, normalization, triton_kernel, triton_layout, triton_maps
 from mink_decouple.sparse import triton_normalization, triton_runtime, triton_tuning
 from mink_decouple.sparse.tensor import MapCache
+from mink_decouple.sparse.triton_launch import Kernel
 
 modules = [triton_kernel, triton_knn, triton_layout, triton_maps, triton_normalization, triton_runtime]
-called_by_others = {"_spread", "_lower_bound"}
-kernels = {k.__name__ for m in modules for k in vars(m).values() if isinstance(k, JITFunction)} - called_by_others
+kernels = {k.function.__name__ for m in modules for k in vars(m).values() if isinstance(k, Kernel)}
 
 def largest(key, candidates, run):
     tiles = candidates()
@@ -43,7 +42,7 @@ def largest(key, candidates, run):
 triton_kernel.choose = largest
 table = MapCache(random_voxels(0)).submanifold(1, 3).table
 with compiling() as made:
-    triton_runtime._count[(1,)](torch.zeros(16, dtype=torch.int32), SIZE=16)
+    triton_runtime._count[(1,)](torch.zeros(16, dtype=torch.int32), 3, SIZE=16)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for tf32 in (False, True)[: 1 + (dtype == torch.float32)]:
             torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -66,6 +65,8 @@ with compiling() as made:
         assert re.search(r"cp\\.async\\.c[ag].*, 0x10", kernel.ptx), kernel.signature
     triton_maps.submanifold_table(keys, order, 3)
     triton_maps.submanifold_table(keys, None, 5, 2)
+    triton_maps.strided_tables(keys, order, keys, 10, 0)
+    triton_maps.unpack(keys)
     normalization._fused = lambda x, bn: triton_normalization.Normalize
     for momentum in (0.1, None):
         x = torch.zeros(100, 96, dtype=torch.bfloat16, requires_grad=True)

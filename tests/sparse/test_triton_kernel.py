@@ -86,13 +86,13 @@ def test_groups_of_offsets_add_up(groups: int, dtype: torch.dtype, monkeypatch: 
     monkeypatch.setattr(triton_layout, "_FULL", 0.0 if groups == 1 else 1.0)
     table = maps(random_voxels(3))["same"].table
     x, weights = draw(table.n_source, 16, dtype=dtype), draw(27, 16, 32, dtype=dtype)
-    assert len(triton_layout.layout(table).groups) == groups
+    assert triton_layout.layout(table).groups == groups
     assert_close(gather_matmul_sum(x, weights, table), matmul_definition(x, weights, table), dtype)
 
 
 def test_a_kernel_of_five_goes_in_groups_too() -> None:
     table = MapCache(random_voxels(4, sizes=(30,)).to(DEVICE)).submanifold(1, 5).table
-    assert len(triton_layout.layout(table).groups) == 5
+    assert triton_layout.layout(table).groups == 5
     x, y, weights = draw(30, 4), draw(30, 16), draw(125, 4, 16)
     assert_close(gather_matmul_sum(x, weights, table), matmul_definition(x, weights, table), torch.float32)
     assert_close(gather_outer_sum(x, y, table), outer_definition(x, y, table), torch.float32)
@@ -157,19 +157,19 @@ def test_absent_rows_give_zeros() -> None:
 def test_rows_with_equal_neighbours_become_neighbours_and_every_pair_is_listed_once() -> None:
     table = maps(surface_voxels(0, items=1, side=24))["same"].table
     layout = triton_layout.layout(table)
-    (group,) = layout.groups
-    assert torch.equal(group.order.sort().values, torch.arange(576, device=DEVICE))
-    ordered = table.rows[:, group.order]
+    (order,) = layout.order
+    assert torch.equal(order.sort().values, torch.arange(576, device=DEVICE))
+    ordered = table.rows[:, order]
     present = ordered >= 0
     changes = (present[:, 1:] != present[:, :-1]).any(0).sum() + 1
     assert changes == len(torch.unique(present, dim=1).t())
-    tiles = group.tiles(64)
+    (counts,), (lists,), (rows,) = (getattr(layout.tiles(64), name) for name in ("counts", "lists", "rows"))
     needed = present.view(27, 9, 64).any(2)
-    assert torch.equal(tiles.counts.long(), needed.sum(0))
+    assert torch.equal(counts.long(), needed.sum(0))
     for tile in range(9):
-        offsets = tiles.lists[tile, : int(tiles.counts[tile])].long()
+        offsets = lists[tile, : int(counts[tile])].long()
         assert torch.equal(offsets, needed[:, tile].nonzero().squeeze(1))
-        assert torch.equal(tiles.rows[tile, : len(offsets)], ordered[offsets, 64 * tile : 64 * tile + 64])
+        assert torch.equal(rows[tile, : len(offsets)], ordered[offsets, 64 * tile : 64 * tile + 64])
     unsorted = (table.rows >= 0).view(27, 9, 64).any(2)
     assert needed.sum() < unsorted.sum()
     source, target = layout.pairs
@@ -181,6 +181,20 @@ def test_rows_with_equal_neighbours_become_neighbours_and_every_pair_is_listed_o
     begins = chunks.bounds[:, 0].long()
     pieces = torch.bincount(offset[begins], minlength=27)
     assert torch.equal(pieces.cumsum(0), chunks.splits[1:].long())
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5])
+def test_every_group_has_an_order_of_its_own(groups: int) -> None:
+    rng = torch.Generator().manual_seed(groups)
+    table = torch.where(torch.rand(27, 70, generator=rng) < torch.rand(27, 1, generator=rng), 1, -1).int().to(DEVICE)
+    size = -(-27 // groups)
+    orders = triton_layout.sorted_rows(table, (table >= 0).sum(1), groups, size)
+    for group, order in enumerate(orders):
+        part = (table[group * size : (group + 1) * size] >= 0).long()
+        rarest_first = torch.argsort(part.sum(1), descending=True, stable=True).flip(0)
+        masks = sum(bit << power for power, bit in enumerate(part[rarest_first].flip(0)))
+        assert isinstance(masks, torch.Tensor)
+        assert torch.equal(order, torch.sort(masks, stable=True, descending=True).indices)
 
 
 def test_the_project_works_where_triton_is_missing() -> None:
