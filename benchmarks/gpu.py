@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from harness import Case, agree, parser, race, run
+from harness import Case, agree, parser, race, run, say
 from network import CHANNELS, CLASSES, OURS, compare, networks
 from peers import peer
 from pooled_network import ENTRY, PooledNetwork, SpconvPooledNetwork, work
@@ -55,8 +55,16 @@ def pooled_cases(args: argparse.Namespace) -> Iterator[Case]:
     runs = pooled_runs(scene, args.device)
     wanted = sorted_rows(runs["oracle"]())
     del runs["oracle"]
-    for name, forward in runs.items():
-        agree(case, name, sorted_rows(forward()), wanted, 0.1 if "16" in name else 1e-3)
+    for name, forward in list(runs.items()):
+        try:
+            found = sorted_rows(forward())
+        except RuntimeError as error:
+            if name in OURS:
+                raise
+            say(f"{name} fails: {' '.join(str(error).split())[:160]}")
+            del runs[name]
+            continue
+        agree(case, name, found, wanted, 0.1 if "16" in name else 1e-3)
     yield race(case, {name: without_gradients(forward) for name, forward in runs.items()}, args, device=args.device)
     steps: dict[str, Callable[[], object]] = {
         name: lambda forward=forward: forward().float().sum().backward()  # type: ignore[misc] # mypy infers no defaults

@@ -215,21 +215,25 @@ def run(
     settings = [(threads, allocator) for allocator in args.allocator for threads in args.threads]
     for threads, allocator in settings:
         final = (threads, allocator) == settings[-1]
-        found = _in_process(threads, allocator, pin, final)
-        if found is None:
-            return 1
+        found, ended = _in_process(threads, allocator, pin, final)
         cases += found
+        if not ended:
+            break
     result = {"machine": machine(), "command": sys.argv, "cases": [asdict(case) for case in cases]}
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("\n".join(report(cases, unit)))
+    if not ended:
+        say(f"the run with {threads} threads and allocator {allocator} failed; the tables hold what came before")
+        return 1
     if summary is not None:
         print("\n".join(summary(cases)))
     return 0
 
 
-def _in_process(threads: int, allocator: str, pin: bool, final: bool) -> list[Case] | None:
+def _in_process(threads: int, allocator: str, pin: bool, final: bool) -> tuple[list[Case], bool]:
+    """What a process of its own measured, and whether it came to the end."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     # MinkowskiEngine multiplies from within OpenMP threads: more of BLAS's own only wait beside them
     env.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -244,9 +248,8 @@ def _in_process(threads: int, allocator: str, pin: bool, final: bool) -> list[Ca
             env=env,
             preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
         )
-        if done.returncode:
-            return None
-        return [Case(**case) for case in json.loads(file.read_text(encoding="utf-8"))]
+        measured = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        return [Case(**case) for case in measured], done.returncode == 0
 
 
 def _work(args: argparse.Namespace, measure: Measure) -> int:

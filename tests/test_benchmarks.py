@@ -64,6 +64,39 @@ def test_a_benchmark_prints_its_tables_and_writes_its_figures(script, tmp_path):
     assert any(always in (*case["wall"], *case["values"]) for case in cases)
 
 
+def test_a_peer_that_fails_is_left_out_and_ours_is_not(capsys, monkeypatch):
+    network = load("network")
+    scene = load("voxel_scenes").rooms(60)
+    entrants = network.networks(scene, "tiny", network.OURS)
+    ours = entrants["ours float32"]
+
+    def fail():
+        raise RuntimeError("can't find suitable algorithm")
+
+    entrants["spconv"] = argparse.Namespace(infer=fail)
+    case = load("harness").Case("inference", ours=network.OURS)
+    network.compare(case, case, entrants, "tiny")
+    assert set(entrants) == set(network.OURS) and "spconv fails: can't find" in capsys.readouterr().err
+    monkeypatch.setattr(ours, "infer", fail)
+    with pytest.raises(RuntimeError, match="suitable"):
+        network.compare(case, case, entrants, "tiny")
+
+
+def test_what_was_measured_before_a_failure_is_printed(tmp_path):
+    script = tmp_path / "half.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\nfrom harness import Case, parser, race, run\n"
+        "def measure(args):\n"
+        "    yield race(Case('first'), {'ours': lambda: 1}, args)\n"
+        "    raise RuntimeError('broken')\n"
+        "sys.exit(run(parser('half'), measure))\n"
+    )
+    command = [sys.executable, str(script), "--quick", "--json", str(tmp_path / "half.json")]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1 and "**first**" in done.stdout and "the tables hold what came before" in done.stderr
+    assert [case["title"] for case in json.loads((tmp_path / "half.json").read_text())["cases"]] == ["first"]
+
+
 @pytest.mark.slow
 def test_peers_that_do_not_import_are_named_and_left_out(tmp_path):
     code = f"""

@@ -39,7 +39,7 @@ def convolution(feats: Tensor, kernel: Tensor, kernel_map: KernelMap, bias: Tens
     Raises:
         ValueError: shapes that do not fit together.
     """
-    feats, kernel = _checked(feats, kernel, kernel_map)
+    feats = _checked(feats, kernel, kernel_map)
     out: Tensor = _Convolution.apply(feats, kernel, kernel_map)
     return out if bias is None else out + bias.to(out.dtype)
 
@@ -70,7 +70,8 @@ def convolve_norm(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    feats, kernel = _checked(feats, kernel, kernel_map)
+    feats = _checked(feats, kernel, kernel_map)
+    kernel = kernel.to(feats.dtype)
     if residual is not None and residual.shape != (kernel_map.n_out, kernel.shape[2]):
         raise ValueError(f"residual must be ({kernel_map.n_out}, {kernel.shape[2]}), got {tuple(residual.shape)}")
     fused = _fused(feats)
@@ -86,8 +87,8 @@ def convolve_norm(
     return out
 
 
-def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
-    """Features and kernel in the dtype they are multiplied in."""
+def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
+    """Features in the dtype they are multiplied in."""
     volume = kernel_map.table.rows.shape[0]
     if feats.ndim != 2 or kernel.shape[:2] != (volume, feats.shape[1]):
         raise ValueError(
@@ -100,14 +101,18 @@ def _checked(feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> tuple[Tens
     dtype = feats.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    return feats.to(dtype), kernel.to(dtype)
+    return feats.to(dtype)
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolution without bias: a plain broadcast addition differentiates itself."""
+    """Convolution without bias: a plain broadcast addition differentiates itself.
+
+    The kernel is narrowed to the dtype of the features here, so that its gradient need not be.
+    """
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
+        ctx.dtype, kernel = kernel.dtype, kernel.to(feats.dtype)
         ctx.save_for_backward(feats, kernel)
         ctx.kernel_map = kernel_map
         with torch.autocast(feats.device.type, enabled=False):
@@ -127,7 +132,7 @@ class _Convolution(torch.autograd.Function):
                 table = kernel_map.table if table is None else table
                 grad_feats = gather_matmul_sum(grad, kernel.transpose(1, 2), table, opposite=own)
             if ctx.needs_input_grad[1]:
-                grad_kernel = gather_outer_sum(feats, grad, kernel_map.table)
+                grad_kernel = gather_outer_sum(feats, grad, kernel_map.table, ctx.dtype)
         return grad_feats, grad_kernel, None
 
 
@@ -145,15 +150,18 @@ def gather_matmul_sum(x: Tensor, weights: Tensor, table: NeighborTable, opposite
     return gather_matmul_sum_torch(x, weights.flip(0) if opposite else weights, table)
 
 
-def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
-    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B), without autograd."""
+def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable, dtype: torch.dtype) -> Tensor:
+    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) of ``dtype``, without autograd.
+
+    Fused kernels sum in float32 and round once.
+    """
     fused = _fused(x)
     if fused is not None:
-        out: Tensor = fused.gather_outer_sum(x, y, table).to(x.dtype)
+        out: Tensor = fused.gather_outer_sum(x, y, table).to(dtype)
         return out
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-        return gather_outer_sum(x.float(), y.float(), table).to(x.dtype)
-    return gather_outer_sum_torch(x, y, table)
+        x, y = x.float(), y.float()
+    return gather_outer_sum_torch(x, y, table).to(dtype)
 
 
 def _fused(x: Tensor) -> ModuleType | None:

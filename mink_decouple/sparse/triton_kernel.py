@@ -141,17 +141,17 @@ def gather_matmul_sum(
 
 
 def gather_outer_sum(x: Tensor, y: Tensor, table: NeighborTable) -> Tensor:
-    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) in the dtype of ``x``.
+    """``out[k] = sum_u x[table[k, u]]^T y[u]``: (n_source, A), (n_out, B) -> (V, A, B) float32.
 
     One offset means that every row meets itself.
     """
     volume, n = table.rows.shape
     a, b = x.shape[1], y.shape[1]
     if volume == 1:
-        return (x.t() @ y).unsqueeze(0)
+        return (x.t() @ y).unsqueeze(0).float()
     if not a * b * n:
-        return x.new_zeros(volume, a, b)
-    out = x.new_empty(volume, a, b)
+        return x.new_zeros(volume, a, b, dtype=torch.float32)
+    out = x.new_empty(volume, a, b, dtype=torch.float32)
     where = layout(table)
     x, y = x.contiguous(), y.contiguous()
     source, target = where.pairs
