@@ -36,7 +36,7 @@ from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import apply_gradients, backward, make_optimizer, set_rate
 from mink_decouple.engine.scenes import Scene, load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import cache_features, train_classifier
-from mink_decouple.engine.train import stages_of
+from mink_decouple.engine.stages import stages_of
 from mink_decouple.sparse.tensor import MapCache
 
 LAYERS = {

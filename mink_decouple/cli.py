@@ -58,9 +58,10 @@ def guarded(args: argparse.Namespace) -> int:
     except FailedRuns as error:
         print("\n".join(f"failed: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; continue a training with --resume, anything else with the same command", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        told = str(error) or "stopped; continue a training with --resume, anything else with the same command"
+        print(told, file=sys.stderr)
+        return getattr(error, "code", 130)
     except _stopped() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ from mink_decouple.sections import (
     BACKBONES,
     ENGINES,
     PREPARED,
+    CheckpointsConfig,
     Config,
     DataConfig,
     EmaConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ENGINES",
     "PREPARED",
     "TRAINED",
+    "CheckpointsConfig",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -224,12 +226,13 @@ def dump(config: Config) -> str:
 def digest(config: Config) -> str:
     """16 hexadecimal digits that stand for the settings of a run, whatever its seed.
 
-    Equal settings give equal digits: the recipe's name and the engine, which computes the same numbers, do not count,
-    nor do settings at their default, so that a switch of a later version changes nothing where it is off.
+    Equal settings give equal digits: the recipe's name, the checkpoints kept and the engine, which computes the same
+    numbers, do not count, nor do settings at their default, so that a switch of a later version changes nothing
+    where it is off.
     """
     defaults = dataclasses.asdict(Config())
     tree = dataclasses.asdict(config)
-    for key in ("seed", "recipe"):
+    for key in ("seed", "recipe", "checkpoints"):
         tree.pop(key)
     tree["model"].pop("engine")
     text = json.dumps(_changed(tree, defaults), sort_keys=True)

@@ -203,6 +203,15 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointsConfig:
+    """What a run keeps to go on from; no figure depends on it."""
+
+    keep: int = setting(2, low=1)  # last.pt and so many less one before it, in case it cannot be read
+    minutes: float = setting(10.0, low=0.0)  # within an epoch, as often; 0: only when an epoch ends
+    stages: bool = False  # also the network after each score, as STAGE.pt
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run depends on."""
 
@@ -222,3 +231,4 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

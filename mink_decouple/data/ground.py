@@ -8,9 +8,14 @@ tight on hillsides.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
+BLOCK_POINTS = 1 << 20
+"""Points looked at together: beside the cells, memory is of so many points only."""
 _MAX_CELLS = 50_000_000
 _LOW_NOISE_METRES = 2.0
 _STEP_METRES = 0.5
@@ -19,19 +24,40 @@ _TREND_METRES = 25.0
 _TREND_SLOPE = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """The ground below a scene.
+
+    Attributes:
+        surface: (nx, ny) float64 metres, at the middles of the cells.
+        corner: (2,) float64 metres, lowest x and y of the cells.
+        cell: side of a cell, metres.
+    """
+
+    surface: np.ndarray
+    corner: np.ndarray
+    cell: float
+
+    def heights(self, coords: np.ndarray) -> np.ndarray:
+        """(n,) float32 metres of (n, 3) points above the ground; negative below it."""
+        result = np.empty(len(coords), np.float32)
+        for rows, xy, z in _blocks(coords, self.corner):
+            result[rows] = z - _interpolate(self.surface, xy, self.cell)
+        return result
+
+
 def planar_spacing(coords: np.ndarray, cell: float = 10.0) -> float:
     """Metres between (N, 3) points in plan: the root of the area per point, over occupied cells of `cell` metres."""
     if len(coords) == 0:
         return 0.0
-    xy = coords[:, :2].astype(np.float64)
-    cells = np.unique(((xy - xy.min(axis=0)) // cell).astype(np.int64), axis=0)
-    return cell * float(np.sqrt(len(cells) / len(coords)))
+    occupied = np.empty(0, np.int64)
+    for _, xy, _ in _blocks(coords, _corner(coords)):
+        occupied = np.union1d(occupied, _flat(xy, cell, 1 << 32))
+    return cell * float(np.sqrt(len(occupied) / len(coords)))
 
 
-def height_above_ground(
-    coords: np.ndarray, cell: float | None = None, slope: float = 0.12, window: float = 40.0
-) -> np.ndarray:
-    """Height of each point above the ground below it.
+def fit_ground(coords: np.ndarray, cell: float | None = None, slope: float = 0.12, window: float = 40.0) -> Ground:
+    """The ground of a scene, in a few passes over blocks of its points, which may be mapped from a file.
 
     Args:
         coords: (N, 3) coordinates, metres, z up.
@@ -41,29 +67,23 @@ def height_above_ground(
             rougher terrain, smaller removes lower objects.
         window: radius of the largest opening, metres; roofs up to about twice as wide are seen as objects.
 
-    Returns:
-        (N,) float32, metres; negative for points below the ground.
-
     Raises:
-        ValueError: wrong shape, settings that are not positive, or a cell too small for the extent.
+        ValueError: wrong shape, no points, settings that are not positive, or a cell too small for the extent.
     """
-    if coords.ndim != 2 or coords.shape[1] != 3:
+    if coords.ndim != 2 or coords.shape[1] != 3 or len(coords) == 0:
         raise ValueError(f"coords must be (N, 3), found {coords.shape}")
     if cell is None:
         cell = max(2.0, 2.0 * planar_spacing(coords))
     if cell <= 0 or slope <= 0 or window <= 0:
         raise ValueError(f"cell, slope and window must be positive, found {cell}, {slope}, {window}")
-    if len(coords) == 0:
-        return np.zeros(0, dtype=np.float32)
-    xy = coords[:, :2].astype(np.float64)
-    z = coords[:, 2].astype(np.float64)
-    xy -= xy.min(axis=0)
-    nx, ny = (int(side) for side in xy.max(axis=0) // cell + 1)
+    corner = _corner(coords)
+    nx, ny = (int(side) for side in (coords[:, :2].max(axis=0).astype(np.float64) - corner) // cell + 1)
     if nx * ny > _MAX_CELLS:
         raise ValueError(f"cell {cell} m makes {nx} x {ny} cells, more than {_MAX_CELLS:,}; choose a larger cell")
-    flat = (xy[:, 0] // cell).astype(np.int64) * ny + (xy[:, 1] // cell).astype(np.int64)
-
-    lowest = _cell_minimum(z, flat, (nx, ny))
+    lowest = np.full((nx, ny), np.inf)
+    for _, xy, z in _blocks(coords, corner):
+        np.minimum.at(lowest.reshape(-1), _flat(xy, cell, ny), z)
+    lowest[np.isinf(lowest)] = np.nan
     lowest[_low_noise(lowest, cell)] = np.nan
     surface = _terrain(lowest, cell, max(slope, _TREND_SLOPE), window)
     trend = _blur(surface, _TREND_METRES / cell)
@@ -71,16 +91,36 @@ def height_above_ground(
 
     # A cell's minimum lies at its lower edge, half a cell's rise below its middle. Residuals against the surface,
     # which has the terrain's slope, do not: they move the surface to the middle of the ground points.
-    residual = z - _interpolate(surface, xy, cell)
-    surface += _correction(residual, flat, (nx, ny), cell)
-    return (z - _interpolate(surface, xy, cell)).astype(np.float32)
+    surface += _correction(Ground(surface, corner, cell), coords)
+    return Ground(surface, corner, cell)
 
 
-def _cell_minimum(z: np.ndarray, flat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    grid = np.full(shape[0] * shape[1], np.inf)
-    np.minimum.at(grid, flat, z)
-    grid[np.isinf(grid)] = np.nan
-    return grid.reshape(shape)
+def height_above_ground(
+    coords: np.ndarray, cell: float | None = None, slope: float = 0.12, window: float = 40.0
+) -> np.ndarray:
+    """Height of each point above the ground below it: (N,) float32, metres; arguments and errors of `fit_ground`."""
+    if coords.shape == (0, 3):
+        return np.zeros(0, dtype=np.float32)
+    return fit_ground(coords, cell, slope, window).heights(coords)
+
+
+def _corner(coords: np.ndarray) -> np.ndarray:
+    corner: np.ndarray = coords[:, :2].min(axis=0).astype(np.float64)
+    return corner
+
+
+def _blocks(coords: np.ndarray, corner: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Rows, (n, 2) float64 places from the corner and (n,) float64 z of some points at a time."""
+    for begin in range(0, len(coords), BLOCK_POINTS):
+        rows = slice(begin, min(begin + BLOCK_POINTS, len(coords)))
+        block = coords[rows].astype(np.float64)
+        yield rows, block[:, :2] - corner, block[:, 2]
+
+
+def _flat(xy: np.ndarray, cell: float, columns: int) -> np.ndarray:
+    """(n,) int64 cells of places, row by row."""
+    index: np.ndarray = (xy[:, 0] // cell).astype(np.int64) * columns + (xy[:, 1] // cell).astype(np.int64)
+    return index
 
 
 def _low_noise(lowest: np.ndarray, cell: float) -> np.ndarray:
@@ -102,13 +142,19 @@ def _terrain(lowest: np.ndarray, cell: float, slope: float, window: float) -> np
     return _fill(np.where(ground, lowest, np.nan))
 
 
-def _correction(residual: np.ndarray, flat: np.ndarray, shape: tuple[int, int], cell: float) -> np.ndarray:
+def _correction(ground: Ground, coords: np.ndarray) -> np.ndarray:
     """Mean residual of each cell's ground points, median-filtered; cells without ground take it from around."""
+    shape, cell = ground.surface.shape, ground.cell
     limit = _STEP_METRES + cell / 2
-    lowest = _cell_minimum(residual, flat, shape).ravel()
-    ground = (residual <= lowest[flat] + _BAND_METRES) & (np.abs(residual) <= limit)
-    count = np.bincount(flat[ground], minlength=lowest.size)
-    total = np.bincount(flat[ground], weights=residual[ground], minlength=lowest.size)
+    lowest = np.full(shape[0] * shape[1], np.inf)
+    count, total = np.zeros(lowest.size, np.int64), np.zeros(lowest.size)
+    for _, xy, z in _blocks(coords, ground.corner):
+        np.minimum.at(lowest, _flat(xy, cell, shape[1]), z - _interpolate(ground.surface, xy, cell))
+    for _, xy, z in _blocks(coords, ground.corner):
+        flat, residual = _flat(xy, cell, shape[1]), z - _interpolate(ground.surface, xy, cell)
+        kept = (residual <= lowest[flat] + _BAND_METRES) & (np.abs(residual) <= limit)
+        np.add.at(count, flat[kept], 1)
+        np.add.at(total, flat[kept], residual[kept])
     mean = np.full(lowest.size, np.nan)
     np.divide(total, count, out=mean, where=count > 0)
     return ndimage.median_filter(_fill(mean.reshape(shape)), size=3, mode="nearest")

@@ -71,6 +71,11 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
                 total[row] += np.bincount(packed[rounds == r], minlength=self.classes)
         return torch.from_numpy(total)
 
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the content, which `save` returns as well."""
+        return _checksum(self._arrays())
+
     def save(self, path: str | Path) -> str:
         """Write one .npz in one move, so that no half-written file is ever seen.
 

@@ -204,10 +204,11 @@ def training_batches(
     key: tuple[int | str, ...],
     device: torch.device | None = None,
     mix: float = 0.0,
+    skip: int = 0,
 ) -> Generator[Labelled, None, None]:
     """`count` batches; the draw of batch i depends on the sampler's state and on (seed, key, i) only.
 
-    `mix` is the probability of `draw`.
+    `mix` is the probability of `draw`. The first `skip` batches are drawn and not made: the sampler moves on.
     """
     augment = compose(config.augment)
 
@@ -215,6 +216,8 @@ def training_batches(
         for i in range(count):
             rng = generator(config.seed, *key, i)
             drawn, groups = draw(config, sampler, rng, mix)
+            if i < skip:
+                continue
             items = [(scenes[d.scene], labels[d.scene], d) for d in drawn]
 
             def job(items: Any = items, rng: np.random.Generator = rng, groups: Any = groups) -> Labelled:

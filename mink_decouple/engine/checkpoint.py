@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,33 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write plain data and tensors under `path` only when they are whole on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write plain data and tensors under `path` only when they are whole on disk.
+
+    Raises:
+        OSError: the disk is full or the folder is gone; what stood under `path` stands there still.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch speaks of its own writer where the disk is full
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(_why(path, error)) from error
+
+
+def _why(path: Path, error: OSError | RuntimeError) -> str:
+    if not path.parent.is_dir():
+        return f"{path.parent}: the folder is gone; nothing can be kept of the run"
+    free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free on its disk"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "it could not be written whole"
+    return f"{path}: cannot be written ({reason}; {free}); the last good one is untouched: make room, go on with --resume"
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

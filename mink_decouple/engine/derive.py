@@ -9,7 +9,7 @@ import numpy as np
 
 from mink_decouple.config import Config
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.ground import height_above_ground, planar_spacing
+from mink_decouple.data.ground import fit_ground, planar_spacing
 
 Column = Callable[[slice], np.ndarray]
 """Rows -> their (n,) or (n, k) values."""
@@ -33,7 +33,7 @@ def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column]
 
     Args:
         name: scene name.
-        coords: (N, 3) float32 metres. Heights need all of them at once, the other columns only the rows asked for.
+        coords: (N, 3) float32 metres. Heights look at all of them first, the other columns only at the rows asked for.
         columns: what the scene has.
         config: of the run.
 
@@ -43,12 +43,12 @@ def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column]
     found, wanted = dict(columns), config.data.features
     if "height" in wanted and "height" not in found:
         if config.data.height == "ground":
-            found["height"] = _whole(height_above_ground(coords))
+            found["height"] = _above(coords, None)
         else:
             floor = np.percentile(coords[:, 2], 1).astype(np.float32)
             found["height"] = lambda rows: coords[rows, 2] - floor
     if "height_wide" in wanted:
-        found["height_wide"] = _whole(height_above_ground(coords, cell=2 * max(2.0, 2 * planar_spacing(coords))))
+        found["height_wide"] = _above(coords, 2 * max(2.0, 2 * planar_spacing(coords)))
     if "log_intensity" in wanted:
         if "intensity" not in found:
             have = ", ".join(sorted(found)) or "none"
@@ -63,6 +63,13 @@ def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
     columns = {key: _whole(column) for key, column in cloud.features.items()}
     asked = feature_columns(cloud.name, cloud.coords, columns, config)
     return replace(cloud, features={key: column(slice(None)) for key, column in asked.items()})
+
+
+def _above(coords: np.ndarray, cell: float | None) -> Column:
+    if len(coords) == 0:
+        return _whole(np.zeros(0, np.float32))
+    ground = fit_ground(coords, cell)
+    return lambda rows: ground.heights(coords[rows])
 
 
 def _whole(values: np.ndarray) -> Column:

@@ -1,4 +1,4 @@
-"""Class probabilities for every grid point of a scene, averaged over crops and augmented passes (votes)."""
+"""Class probabilities for every grid point of a scene, by tiles or crops, averaged over augmented passes (votes)."""
 
 from __future__ import annotations
 
@@ -41,21 +41,30 @@ def crops(config: Config, scene: Scene, key: int | str = 0) -> list[SampleIndex]
 
 
 WHOLE_POINTS = 1 << 19
-"""Grid points of a scene up to which a network that sees whole scenes is given it in one piece."""
+"""Grid points of a scene up to which a network that is asked in tiles is given it in one piece."""
 MARGIN_VOXELS = 64
 """Surroundings that a tile of a larger scene is predicted with."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What the network sees at once, and which of its points are wanted."""
+    """What the network sees at once."""
 
     index: SampleIndex
     vote: int
     key: tuple[int | str, ...]
 
 
-@torch.no_grad()
+def in_tiles(config: Config) -> bool:
+    """Whether a network is asked in tiles rather than in crops like those it trained on.
+
+    A tile has its surroundings around it, no point is computed several times, and memory follows the tile. It takes a
+    network of any number of points (MinkUNet, or one that trained on whole scenes), whose features do not say where in
+    its crop a point lies.
+    """
+    return config.view.crop_points == 0 or (config.backbone == "minkunet" and "xyz" not in config.data.features)
+
+
 def probabilities(
     model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
 ) -> np.ndarray:
@@ -73,6 +82,10 @@ def probabilities(
         (V, C) float32; rows sum to 1.
     """
     total = np.zeros((len(scene.grid), classes), np.float32)
+    if in_tiles(config):
+        for core, mean in _tiles(model, config, scene, classes, device, votes):
+            total[core] = mean
+        return total
     count = np.zeros(len(scene.grid), np.float32)
     for points, probs in _passes(model, config, scene, classes, device, _crop_pieces(config, scene, votes)):
         total[points] += probs
@@ -83,20 +96,30 @@ def probabilities(
 def decide(
     model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest class of every grid point and its mean probability.
-
-    A network that sees whole scenes is given one of more than `WHOLE_POINTS` in tiles, each with `MARGIN_VOXELS` of its
-    surroundings and the voxels where they lie in the whole, so that memory follows the tile and seams do not show.
+    """The likeliest class of every grid point and its mean probability; see `in_tiles` for the memory it takes.
 
     Returns:
         (V,) int64 train ids and (V,) float32.
     """
-    coords = scene.grid.coords
-    if config.view.crop_points or len(coords) <= WHOLE_POINTS:
+    if not in_tiles(config):
         probs = probabilities(model, config, scene, classes, device, votes)
         best: np.ndarray = probs.argmax(1)
         return best, probs.max(1)
-    ids, confidence = np.zeros(len(coords), np.int64), np.zeros(len(coords), np.float32)
+    ids, confidence = np.zeros(len(scene.grid), np.int64), np.zeros(len(scene.grid), np.float32)
+    for core, mean in _tiles(model, config, scene, classes, device, votes):
+        ids[core], confidence[core] = mean.argmax(1), mean.max(1)
+    return ids, confidence
+
+
+def _tiles(
+    model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(n,) grid points of each tile and their mean (n, C) probabilities.
+
+    A tile is predicted with `MARGIN_VOXELS` of its surroundings and the voxels where they lie in the whole, so that
+    seams do not show.
+    """
+    coords = scene.grid.coords
     centre, margin = middle(coords), MARGIN_VOXELS * max(config.view.voxel or [config.data.grid])
     for number, tile in enumerate(tiles(coords, WHOLE_POINTS, margin)):
         index = SampleIndex(scene.name, tile.points, centre)
@@ -104,10 +127,7 @@ def decide(
         total = np.zeros((len(tile.points), classes), np.float32)
         for _, probs in _passes(model, config, scene, classes, device, pieces):
             total += probs
-        mean = total[tile.core] / np.float32(votes)
-        core = tile.points[tile.core]
-        ids[core], confidence[core] = mean.argmax(1), mean.max(1)
-    return ids, confidence
+        yield tile.points[tile.core], total[tile.core] / np.float32(votes)
 
 
 def _crop_pieces(config: Config, scene: Scene, votes: int) -> Iterator[Piece]:

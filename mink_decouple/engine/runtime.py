@@ -64,6 +64,21 @@ def seed_torch(*parts: int | str) -> None:
     torch.manual_seed(derive_seed(*parts))
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Global random state of torch, on the CPU and on a GPU that is used."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go on from `random_state`; a GPU that had no part in it keeps its own."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit, host and device, for environment.json."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -97,9 +112,17 @@ def peak_memory(device: torch.device) -> float | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under its final name only when it is whole."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text under its final name only when it is whole."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _commit() -> str | None:

@@ -13,8 +13,9 @@ import torch
 from mink_decouple.config import Config, dump
 from mink_decouple.data.budget import LabelSet, describe
 from mink_decouple.data.transforms import assemble_features, compose
-from mink_decouple.engine import checkpoint
+from mink_decouple.engine import checkpoint, kept, lock
 from mink_decouple.engine.batches import SceneLabels, make_batch
+from mink_decouple.engine.events import say
 from mink_decouple.engine.optim import make_optimizer
 from mink_decouple.engine.predict import crops
 from mink_decouple.engine.pseudo import selection_options
@@ -23,8 +24,10 @@ from mink_decouple.engine.scenes import Scene
 from mink_decouple.metrics import ConfusionMatrix
 from mink_decouple.models.segmenter import Segmenter
 
-PLAIN = ("stage", "epoch", "step", "rho", "predicted", "best", "seconds", "peak")
+PLAIN = ("stage", "epoch", "within", "step", "rho", "predicted", "table", "best", "seconds", "peak")
 """Attributes of `State` that a checkpoint holds as they are."""
+FREE = ("engine", "workers")
+"""Settings that may change when a run goes on, beside `checkpoints`: no figure depends on them."""
 
 
 @dataclass
@@ -33,10 +36,13 @@ class State:
 
     Attributes:
         stage: index of the stage in the schedule.
-        epoch: epochs of it that are done.
+        epoch: epochs of it that are done; all of them where only the score is missing.
+        within: the place within the next epoch, None at its beginning: its steps that are done, the sums of their
+            losses, and torch's random state.
         step: optimizer steps done in all.
         rho: (C,) imbalance ratio of the current pseudo-labels.
         predicted: (C,) unlabelled grid points predicted as each class when they were made.
+        table: checksum of the current pseudo-labels.
         matrices: confusion matrices to show: "pre-trained", "final".
         predictions: by the same names, (N,) predicted train ids of the pictured scene.
         best: stage and mIoU of the best evaluation.
@@ -46,9 +52,11 @@ class State:
 
     stage: int = 0
     epoch: int = 0
+    within: dict[str, Any] | None = None
     step: int = 0
     rho: torch.Tensor | None = None
     predicted: torch.Tensor | None = None
+    table: str | None = None
     matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=lambda: {"stage": None, "miou": -1.0})
@@ -68,32 +76,33 @@ class State:
         """The inverse of `pack`."""
         matrices = {k: v.numpy() for k, v in packed["matrices"].items()}
         predictions = {k: v.numpy().astype(np.int64) for k, v in packed["predictions"].items()}
-        rest = {k: packed[k] for k in PLAIN}
+        rest = {k: packed[k] for k in PLAIN if k in packed}
         return cls(
             **rest, matrices={k: ConfusionMatrix(len(v), v) for k, v in matrices.items()}, predictions=predictions
         )
 
 
 def saved_run(output: Path, resume: bool) -> dict[str, Any] | None:
-    """The last checkpoint of the run to resume, or None for a new run.
+    """The checkpoint to go on from; None for a new run, or for one that ended before its first checkpoint.
 
     Raises:
         ValueError: a new run into a folder that holds something, or a resume where no run can be taken up.
         FileNotFoundError: a resume of a folder that does not exist.
     """
-    last = output / "checkpoints" / "last.pt"
-    held = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    held = output.exists() and (not output.is_dir() or any(p.name != lock.NAME for p in output.iterdir()))
     if not resume:
         if held:
             raise ValueError(f"{output}: not empty; continue its run with --resume or choose another --output")
         return None
-    if last.is_file():
-        return checkpoint.load(last)
+    saved = kept.load(output / "checkpoints")
+    if saved is not None:
+        return saved
     if not held:
         raise FileNotFoundError(f"{output}: no run to resume")
     if not (output / "config.yaml").is_file():
         raise ValueError(f"{output}: holds files but no run to resume; choose another --output")
-    raise ValueError(f"{output}: its run stopped before the first checkpoint; start it anew in another --output")
+    say(f"{output}: its run ended before the first checkpoint; starting it from the beginning")
+    return None
 
 
 def require_same_run(
@@ -101,15 +110,9 @@ def require_same_run(
 ) -> None:
     """Raises ValueError where a checkpoint was made with other settings, classes or labels than those at hand.
 
-    The engine may differ: weights and optimizer state are the same on each.
+    `FREE` settings may differ: weights and optimizer state are the same with each.
     """
-    before, after = (_without_engine(text) for text in (saved["config"], dump(config)))
-    if before != after:
-        pairs = zip(before, after, strict=False)
-        then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))
-        raise ValueError(
-            f"{path}: the configuration changed since ({then!r} became {now!r}); resume with the same settings"
-        )
+    require_same_settings(path, saved["config"], config)
     checkpoint.require_classes(path, saved, tuple(classes))
     if saved["labels_checksum"] != labels.checksum:
         raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
@@ -143,8 +146,26 @@ def try_settings(
     make_batch(config, classes, [item], compose(config.augment), generator(config.seed, "try"))
 
 
-def _without_engine(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith("  engine: ")]
+def require_same_settings(path: Path, text: str, config: Config) -> None:
+    """Raises ValueError where the resolved configuration `text` of `path` differs from `config` in more than `FREE`."""
+    before, after = (_settings(one) for one in (text, dump(config)))
+    if before != after:
+        pairs = zip(before, after, strict=False)
+        then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))
+        raise ValueError(
+            f"{path}: the configuration changed since ({then!r} became {now!r}); resume with the same settings"
+        )
+
+
+def _settings(text: str) -> list[str]:
+    """The lines of a resolved configuration without those of free settings."""
+    lines, free = [], False
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            free = line.startswith("checkpoints:")
+        if not free and not line.startswith(tuple(f"  {name}: " for name in FREE)):
+            lines.append(line)
+    return lines
 
 
 def introduce(config: Config, labels: LabelSet) -> str:

@@ -131,7 +131,7 @@ def test_with_everything_on_a_run_that_died_resumes_to_the_same_bytes(
     config = make_config(backbone, recipe, **merge(EVERYTHING, changes))
     run(config, tmp_path / "whole")
     original = Trainer.save
-    for saves in (2, 4) if recipe == "joint" else (2, 4, 5):
+    for saves in (3, 6) if recipe == "joint" else (3, 6, 8):
         output, written = tmp_path / f"cut{saves}", []
 
         def save(self, written=written, saves=saves):
@@ -173,9 +173,9 @@ def test_the_alignment_learns_in_the_stages_it_is_on_in(make_config, tmp_path, m
 
     monkeypatch.setattr(Trainer, "save", save)
     run(make_config(loss={"erda": 0.5, "erda_stages": "pretrain"}), tmp_path / "run")
-    # saves: three epochs of pre-training, two of the I-step, the II-step
-    assert not torch.equal(seen[0]["projector.0.weight"], seen[2]["projector.0.weight"])
-    assert same_weights(seen[2], seen[5])
+    # saves: the start, three epochs of pre-training and its score, the two of the I-step and its end, the II-step
+    assert not torch.equal(seen[0]["projector.0.weight"], seen[3]["projector.0.weight"])
+    assert same_weights(seen[3], seen[8])
 
 
 def test_scoring_every_epoch_adds_events_and_nothing_else(make_config, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from mink_decouple.data.transforms import Sample
 from mink_decouple.engine.batches import prefetch
 from mink_decouple.engine.evaluate import evaluate, make_model
-from mink_decouple.engine.predict import crops, probabilities, turned
+from mink_decouple.engine.predict import crops, decide, in_tiles, probabilities, turned
 from mink_decouple.engine.scenes import load_split, open_dataset
 
 CPU = torch.device("cpu")
@@ -25,6 +25,21 @@ def test_every_grid_point_gets_a_distribution(make_config, backbone, size):
     probs = probabilities(make_model(config, classes), config, scenes[0], 3, CPU, votes=2)
     assert probs.shape == (len(scenes[0].grid), 3)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+
+
+def test_a_sparse_network_trained_on_crops_is_asked_for_the_whole(make_config):
+    """Unless its features say where in a crop a point lies."""
+    whole, cropped = make_config("minkunet"), make_config("minkunet", view={"crop_points": 60})
+    scenes, classes = scenes_of(whole)
+    model = make_model(whole, classes)
+    np.testing.assert_array_equal(*(probabilities(model, c, scenes[0], 3, CPU, votes=2) for c in (whole, cropped)))
+    ids, confidence = decide(model, cropped, scenes[0], 3, CPU, votes=2)
+    probs = probabilities(model, cropped, scenes[0], 3, CPU, votes=2)
+    np.testing.assert_array_equal(ids, probs.argmax(1))
+    np.testing.assert_array_equal(confidence, probs.max(1))
+    assert in_tiles(cropped)
+    assert not in_tiles(make_config("minkunet", view={"crop_points": 60}, data={"features": ["xyz"]}))
+    assert not in_tiles(make_config("randla"))
 
 
 def test_crops_cover_the_scene(make_config):

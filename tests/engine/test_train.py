@@ -61,11 +61,12 @@ def test_the_same_seed_gives_the_same_bytes_twice(make_config, tmp_path, backbon
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("saves", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("saves", range(1, 11))
 def test_a_run_that_died_at_any_checkpoint_resumes_to_the_same_bytes(
     make_config, tmp_path, monkeypatch, backbone, saves
 ):
-    """Saves: after each epoch of the pre-training (3) and of the I-step (2), and after the II-step (6th)."""
+    """Saves: at the start, after each epoch of the pre-training (3) and its score, after each of the I-step (2), at its
+    end, after the II-step and after its score."""
     config = make_config(backbone)
     run(config, tmp_path / "whole")
     run_and_die(config, tmp_path / "cut", saves, monkeypatch)
@@ -184,9 +185,9 @@ def test_the_first_step_moves_the_backbone_alone_and_the_second_the_classifier_a
     def moved(before, after):
         return {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
 
-    assert moved(seen[0], seen[1]) == {"backbone", "classifier"}
-    assert moved(seen[2], seen[4]) == {"backbone"}
-    assert moved(seen[4], seen[5]) == {"classifier"}
+    assert moved(seen[1], seen[2]) == {"backbone", "classifier"}
+    assert moved(seen[3], seen[6]) == {"backbone"}
+    assert moved(seen[7], seen[8]) == {"classifier"}
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched_and_names_the_scenes(make_config, tmp_path):
@@ -243,11 +244,25 @@ def test_resuming_with_other_settings_or_labels_is_refused(make_config, tmp_path
         Trainer(make_config(), output, CPU, resume=True)
 
 
-def test_a_damaged_checkpoint_stops_the_resume_and_nothing_is_deleted(make_config, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(make_config, tmp_path, monkeypatch, capsys):
+    run(make_config(), tmp_path / "whole")
     output = tmp_path / "run"
-    run_and_die(make_config(), output, 2, monkeypatch)
+    run_and_die(make_config(), output, 6, monkeypatch)
     last = output / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
+    run(make_config(), output, resume=True)
+    told = capsys.readouterr().out
+    assert "last.pt: not a readable checkpoint" in told and "going on from last-1.pt" in told
+    assert last.with_name("damaged-last.pt").stat().st_size == 1000
+    for name in ("metrics.json", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_and_nothing_deleted(make_config, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    run_and_die(make_config(), output, 3, monkeypatch)
+    for path in (output / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
     before = sorted(p.name for p in output.rglob("*"))
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         Trainer(make_config(), output, CPU, resume=True)
@@ -256,7 +271,7 @@ def test_a_damaged_checkpoint_stops_the_resume_and_nothing_is_deleted(make_confi
 
 def test_pseudo_labels_of_a_resumed_step_must_be_whole(make_config, tmp_path, monkeypatch):
     output = tmp_path / "run"
-    run_and_die(make_config(), output, 4, monkeypatch)
+    run_and_die(make_config(), output, 6, monkeypatch)
     table = output / "pseudo_labels" / "iter_00.npz"
     content = bytearray(table.read_bytes())
     content[len(content) // 2] ^= 255
