@@ -13,6 +13,8 @@ import torch
 from mink_decouple.data.classes import Classes
 
 FORMAT = 1
+_WRITER = ("PytorchStreamWriter", "inline_container")
+"""In torch's messages of a file that it could not write."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -37,7 +39,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch speaks of its own writer where the disk is full
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in _WRITER):
             raise
         raise OSError(_why(path, error)) from error
 
@@ -47,7 +49,8 @@ def _why(path: Path, error: OSError | RuntimeError) -> str:
         return f"{path.parent}: the folder is gone; nothing can be kept of the run"
     free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free on its disk"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "it could not be written whole"
-    return f"{path}: cannot be written ({reason}; {free}); the last good one is untouched: make room, go on with --resume"
+    rest = "the last good one is untouched: make room and go on with --resume"
+    return f"{path}: cannot be written ({reason}; {free}); {rest}"
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -28,6 +28,7 @@ def export_weights(state: dict[str, Any], path: Path, output: Path) -> None:
         weights = to_example(state["model"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write(output, weights)
 
 
@@ -65,6 +66,7 @@ def import_weights(raw: Any, path: Path, configure: Callable[[str], Config], out
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+    output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(
         output,
         {

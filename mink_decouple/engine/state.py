@@ -13,7 +13,7 @@ import torch
 from mink_decouple.config import Config, dump
 from mink_decouple.data.budget import LabelSet, describe
 from mink_decouple.data.transforms import assemble_features, compose
-from mink_decouple.engine import checkpoint, kept, lock
+from mink_decouple.engine import checkpoint, kept
 from mink_decouple.engine.batches import SceneLabels, make_batch
 from mink_decouple.engine.events import say
 from mink_decouple.engine.optim import make_optimizer
@@ -89,7 +89,7 @@ def saved_run(output: Path, resume: bool) -> dict[str, Any] | None:
         ValueError: a new run into a folder that holds something, or a resume where no run can be taken up.
         FileNotFoundError: a resume of a folder that does not exist.
     """
-    held = output.exists() and (not output.is_dir() or any(p.name != lock.NAME for p in output.iterdir()))
+    held = output.exists() and (not output.is_dir() or any(not p.name.startswith(".") for p in output.iterdir()))
     if not resume:
         if held:
             raise ValueError(f"{output}: not empty; continue its run with --resume or choose another --output")
