@@ -126,7 +126,8 @@ class LabelSet:
             )
             intact = labels.checksum == checksum
         except Exception as error:  # NumPy, zipfile and zlib raise a dozen types, by the place of the damage
-            raise ValueError(f"label file {path}: not a label file of this program ({error}); draw it anew") from None
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(f"label file {path}: not a label file of this program ({reason}); draw it anew") from None
         if not intact:
             raise ValueError(f"label file {path}: damaged, its checksum does not match its contents; draw it anew")
         if classes is not None and tuple(classes) != labels.classes:

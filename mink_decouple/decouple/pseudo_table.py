@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +113,9 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
             names, classes = [str(name) for name in arrays["names"]], int(arrays["classes"])
             label, rounds, confidence = (arrays[key] for key in ("label", "round", "confidence"))
             ends = np.cumsum(arrays["sizes"])
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path}: not a readable table of pseudo-labels ({error}); make it anew") from error
+        except Exception as error:  # NumPy, zipfile and zlib raise a dozen types, by the place of the damage
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(f"{path}: not a readable table of pseudo-labels ({reason}); make it anew") from error
         if not sound:
             raise ValueError(f"{path}: content does not match its checksum, the file is damaged; make it anew")
         table = cls(classes)

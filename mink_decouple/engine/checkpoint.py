@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,22 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
         ValueError: the file is damaged or holds anything but plain data and tensors.
     """
     try:
+        _require_sums(path)
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, by the place of the damage
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         if type(error).__name__ == "UnpicklingError":  # torch's text is of its own history
             reason = "not written by torch.save, or it holds more than plain data and tensors"
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def _require_sums(path: Path) -> None:
+    """Raises BadZipFile where a record differs from its CRC-32, which `torch.save` writes and `torch.load` ignores."""
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 are none
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"{broken} differs from its checksum")
 
 
 def tensors(value: Any) -> Any:
