@@ -60,7 +60,8 @@ class Run:
         self.last = output / "checkpoints" / "last.pt"
         self.interrupt = Interrupt()
         begun = output / "config.yaml"
-        self.lock = RunLock(output) if resume and begun.is_file() else None
+        held = begun.is_file() or self.last.parent.is_dir()
+        self.lock = RunLock(output) if resume and held else None
         try:
             saved = saved_run(output, resume)
             if resume and saved is None:

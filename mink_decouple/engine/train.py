@@ -72,7 +72,8 @@ class Trainer(Run):
         table_path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
         if not self._begun and stage.uses_pseudo and config.loss.g_reset == "iter":
             self.ratio.reset()
-        labels = scene_labels(self.scenes, self._table(table_path) if stage.uses_pseudo and self._begun else None)
+        made = self._begun and not (refresh_due(stage, state.epoch, 0) and state.within is None)
+        labels = scene_labels(self.scenes, self._table(table_path) if stage.uses_pseudo and made else None)
         if self._spreads_early(stage):
             labels = spread_scene_labels(self.scenes, self.segments)
         if isinstance(self.sampler, CropSampler):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mink_decouple.decouple.pseudo_labels import PseudoLabels
+from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine import checkpoint, kept
 from mink_decouple.engine.interrupt import Interrupt, Stopped
 from mink_decouple.engine.lock import RunLock
@@ -69,6 +71,39 @@ def test_a_signal_within_an_epoch_saves_the_step_and_the_run_goes_on_from_it(
     assert (state["within"] or {"step": 0})["step"] == step % 4
     run(config, tmp_path / "cut", resume=True)
     same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_killed_after_it_renewed_its_pseudo_labels_renews_them_again(make_config, tmp_path, monkeypatch):
+    """Those on disk are then later than the checkpoint."""
+    config = make_config(pseudo={"refresh": "epoch"})
+    run(config, tmp_path / "whole")
+    original, saved = PseudoLabelTable.save, []
+
+    def save(self, path):
+        saved.append(original(self, path))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return saved[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PseudoLabelTable, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "cut")
+    run(config, tmp_path / "cut", resume=True)
+    same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_pseudo_labels_of_another_checkpoint_are_refused(make_config, tmp_path, monkeypatch):
+    config = make_config(**LONG)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 14)
+        with pytest.raises(Stopped):
+            run(config, tmp_path / "cut")
+    path = tmp_path / "cut" / "pseudo_labels" / "iter_00.npz"
+    labels = torch.zeros(3, dtype=torch.int64)
+    PseudoLabelTable(3, [("a", PseudoLabels(labels, labels.to(torch.int8) + 1, torch.ones(3)))]).save(path)
+    with pytest.raises(ValueError, match=r"iter_00\.npz: not the pseudo-labels that the checkpoint was trained with"):
+        run(config, tmp_path / "cut", resume=True)
 
 
 def test_a_signal_between_steps_stops_at_once(make_config, tmp_path, monkeypatch):
