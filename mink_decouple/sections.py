@@ -206,7 +206,7 @@ class EvalConfig:
 class CheckpointsConfig:
     """What a run keeps to go on from; no figure depends on it."""
 
-    keep: int = setting(2, low=1)  # last.pt and so many less one before it, in case it cannot be read
+    keep: int = setting(2, low=1)  # how many: last.pt, and those before it in case it cannot be read
     minutes: float = setting(10.0, low=0.0)  # within an epoch, as often; 0: only when an epoch ends
     stages: bool = False  # also the network after each score, as STAGE.pt
 

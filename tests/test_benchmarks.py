@@ -249,3 +249,29 @@ def test_a_building_has_exactly_the_points_asked_for():
     cloud = load("point_scenes").building(2500, rays=1000, different=2)
     assert len(cloud) == len(cloud.labels) == len(cloud.features["rgb"]) == 2500
     assert len(np.unique(cloud.coords.round(3), axis=0)) > 2400  # rooms lie side by side, not on each other
+
+
+def test_a_cloud_laid_side_by_side_is_whole_copies_shifted_by_cells(tmp_path):
+    from mink_decouple.data.cloud import PointCloud
+    from mink_decouple.data.io import read_cloud, write_cloud
+
+    large = load("predict_large")
+    xyz = np.random.default_rng(0).random((40, 3)).astype(np.float32) * np.float32(3)
+    write_cloud(tmp_path / "one.laz", PointCloud("one", xyz))
+    assert large.lay_out(tmp_path / "one.laz", tmp_path / "many.laz", 150, 0.25) == 160
+    one, many = (read_cloud(tmp_path / f"{name}.laz").world() for name in ("one", "many"))
+    moves = many.reshape(4, 40, 3) - one
+    np.testing.assert_allclose(moves, np.broadcast_to(moves[:, :1], moves.shape), atol=1e-3)
+    np.testing.assert_allclose(moves[:, 0] / 0.25, np.rint(moves[:, 0] / 0.25), atol=1e-2)
+    assert len({tuple(move) for move in np.rint(moves[:, 0] / 0.25)}) == 4
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_ends_with_the_same_bytes():
+    size = ["data.synthetic.points_per_room=1500", "data.synthetic.rooms_per_area=1", "schedule.pretrain.epochs=8"]
+    size += ["schedule.i_step.epochs=2", "schedule.steps=2", "eval.votes=1"]
+    command = [sys.executable, str(BENCHMARKS / "chaos.py"), "--kills", "3", "--longest", "12", "--"]
+    command += [part for one in size for part in ("--set", one)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 files differ" in done.stdout

@@ -47,10 +47,10 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def _why(path: Path, error: OSError | RuntimeError) -> str:
     if not path.parent.is_dir():
-        return f"{path.parent}: the folder is gone; nothing can be kept of the run"
-    free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free on its disk"
+        return f"{path.parent}: the folder is gone; nothing can be written there"
+    free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free without it"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "it could not be written whole"
-    rest = "the last good one is untouched: make room and go on with --resume"
+    rest = "the last good one is untouched; a training goes on with --resume"
     return f"{path}: cannot be written ({reason}; {free}); {rest}"
 
 

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
@@ -60,7 +59,7 @@ class Interrupt:
         if self.asked:
             raise Stopped(self.asked, where)
 
-    def _take(self, number: int, frame: FrameType | None) -> Any:
+    def _take(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -185,11 +185,6 @@ class Run:
         minutes = self.config.checkpoints.minutes
         return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
 
-    @property
-    def _begun(self) -> bool:
-        """Whether a resumed run is in the midst of its stage, whose pseudo-labels are made."""
-        return self.state.epoch > 0 or self.state.within is not None
-
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         """A fresh optimizer of what learns in a stage of the backbone; the rest is frozen."""
         self.model.freeze("classifier" if stage.trains == "backbone" else None)

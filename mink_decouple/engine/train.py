@@ -70,10 +70,11 @@ class Trainer(Run):
         """Pre-training, an I-step or a joint step: epochs over crops."""
         config, state = self.config, self.state
         table_path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
-        if not self._begun and stage.uses_pseudo and config.loss.g_reset == "iter":
+        begins = state.epoch == 0 and state.within is None
+        if begins and stage.uses_pseudo and config.loss.g_reset == "iter":
             self.ratio.reset()
-        made = self._begun and not (refresh_due(stage, state.epoch, 0) and state.within is None)
-        labels = scene_labels(self.scenes, self._table(table_path) if stage.uses_pseudo and made else None)
+        made = stage.uses_pseudo and not self._renews(stage, state.epoch)
+        labels = scene_labels(self.scenes, self._table(table_path) if made else None)
         if self._spreads_early(stage):
             labels = spread_scene_labels(self.scenes, self.segments)
         if isinstance(self.sampler, CropSampler):
@@ -83,7 +84,7 @@ class Trainer(Run):
         steps = config.schedule.steps or self._steps()
         balance = self._balance(labels)
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
-            if refresh_due(stage, epoch, 0) and state.within is None:
+            if self._renews(stage, epoch):
                 labels = self._pseudo_labels(stage, table_path)
                 balance = self._balance(labels)
             with self.interrupt.until_saved():
@@ -214,6 +215,10 @@ class Trainer(Run):
         """Whether a pre-training learns from the segments of given labels as well."""
         labels = self.config.labels
         return stage.kind == "pretrain" and labels.spread == "segments" and labels.spread_in == "all"
+
+    def _renews(self, stage: Stage, epoch: int) -> bool:
+        """Whether pseudo-labels are made before an epoch; not again where a resumed run is in its midst."""
+        return refresh_due(stage, epoch, 0) and self.state.within is None
 
     def _table(self, path: Path) -> PseudoLabelTable:
         """The pseudo-labels that a stage began with."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mink_decouple.data import ground
 from mink_decouple.data.ground import height_above_ground, planar_spacing
 from mink_decouple.data.io import read_cloud
 
@@ -88,6 +89,16 @@ def test_real_ground_lies_at_zero_and_buildings_stand(tile: str, building: float
     ground = np.abs(height[cloud.labels == 2])
     assert np.median(ground) < 0.05 and np.percentile(ground, 95) < 0.35
     assert np.median(height[cloud.labels == 6]) > building
+
+
+def test_the_size_of_the_blocks_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    coords = (rng.random((5000, 3)) * [80, 60, 12]).astype(np.float32)
+    coords[:4000, 2] = 0.05 * coords[:4000, 0]
+    whole = height_above_ground(coords), planar_spacing(coords)
+    monkeypatch.setattr(ground, "BLOCK_POINTS", 7)
+    np.testing.assert_array_equal(height_above_ground(coords), whole[0])
+    assert planar_spacing(coords) == whole[1]
 
 
 def test_spacing_in_plan_of_a_grid_is_its_step():
