@@ -8,12 +8,14 @@
 # Each makes a virtual environment in .venv first and re-uses it until setup.cfg or constraints.txt changes. Settings:
 #   PYTHON=python3.12                              the interpreter of the virtual environment
 #   VENV=/tmp/venv                                 another place for it
+#   WORKERS=1                                      processes that the tests run in; one for each core otherwise
 #   TORCH="torch==2.6.0"                           another torch build, with any options pip takes; constraints.txt is then not applied
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 ARGS ?=
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
@@ -28,7 +30,7 @@ train: $(INSTALLED)
 	$(BIN)/python tools/train.py $(ARGS)
 
 test: $(INSTALLED) $(INTERPRETER)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from mink_decouple.config import Config
-    from mink_decouple.engine.train import Result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,37 +71,50 @@ def _stopped() -> tuple[type[Exception], ...]:
     # they load torch, which a mistyped argument need not wait for
     from mink_decouple.engine.memory import OutOfMemory
     from mink_decouple.engine.optim import Diverged
+    from mink_decouple.engine.processes import Left
 
-    return Diverged, OutOfMemory
+    return Diverged, OutOfMemory, Left
 
 
 def train(args: argparse.Namespace) -> None:
     """Train with a label budget, score on every raw point, and write the run folder."""
+    from mink_decouple.engine.events import say
     from mink_decouple.engine.memory import named_settings
+    from mink_decouple.engine.processes import joined, may_restart, restarted
     from mink_decouple.engine.runtime import choose_device, keep_freed_memory
     from mink_decouple.engine.train import Trainer
 
     device = choose_device(args.device)
     config = _config(args)
-    if args.resume and args.output is None:
-        raise ValueError("--resume: needs --output, the folder of the run to continue")
+    for name, asked in (("--resume", args.resume), ("--max-restarts", may_restart())):
+        if asked and args.output is None:
+            raise ValueError(f"{name}: needs --output, the folder of the run to continue")
     if device.type == "cpu":
         keep_freed_memory()
-    output = args.output or _free_folder(config)
-    print(f"run folder: {output}", flush=True)
-    with named_settings(config, training=True):
-        result = Trainer(config, output, device, resume=args.resume).run()
-    _present(result, output)
+    with joined(device) as processes:
+        output = args.output or Path(processes.text(str(_free_folder(config))))
+        say(f"run folder: {output}")
+        resume = args.resume or (restarted() and output.is_dir() and any(output.iterdir()))
+        with named_settings(config, training=True):
+            result = Trainer(config, output, device, resume, processes).run()
+    if result is not None:
+        from mink_decouple.present import present
+
+        present(result, output)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a checkpoint on every raw point of the evaluation split and write metrics.json."""
     from mink_decouple.engine.evaluate import evaluate_checkpoint
+    from mink_decouple.engine.events import say
+    from mink_decouple.engine.processes import joined
     from mink_decouple.engine.runtime import choose_device
 
     output = args.output or args.checkpoint.parent.parent / f"evaluation-{args.checkpoint.stem}"
-    evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, choose_device(args.device))
-    print(f"wrote {output / 'metrics.json'}")
+    device = choose_device(args.device)
+    with joined(device) as processes:
+        evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, device, processes)
+        say(f"wrote {output / 'metrics.json'}")
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -316,38 +328,6 @@ def compare(args: argparse.Namespace) -> None:
 
     notes = run(args.runs, args.output, args.reference, args.title, args.records, args.projection)
     print("\n".join([*notes, f"wrote {args.output}", f"wrote {args.output.with_suffix('.json')}"]))
-
-
-def _present(result: Result, output: Path) -> None:
-    """The table on the terminal; pictures of the scores and of one scene, and that scene as coloured clouds."""
-    from mink_decouple.metrics import table
-    from mink_decouple.report.board import last_step, write_board
-    from mink_decouple.report.export import write_views
-    from mink_decouple.report.figures import bars, confusion_picture, room_picture
-    from mink_decouple.report.scenes import arrays_of
-
-    classes, cloud, folder = result.classes, result.scene.cloud, output / "pictures"
-    print(table(classes.names, result.matrices, result.groups))
-    folder.mkdir(exist_ok=True)
-    first, final = result.predictions["pre-trained"], result.predictions["final"]
-    views = write_views(folder, cloud, classes, final)
-    pictures = {
-        "scene": room_picture(
-            cloud.coords, cloud.labels, final, classes, folder / f"{cloud.name}.png", extra={"pre-trained": first}
-        ),
-        "iou": bars({name: matrix.iou for name, matrix in result.matrices.items()}, classes.names, folder / "iou.png"),
-        "confusion": confusion_picture(result.matrices["final"].counts, classes.names, folder / "confusion.png"),
-    }
-    labels = {"pre-trained": first, "prediction": final}
-    if cloud.labels is not None:
-        labels = {"truth": cloud.labels, **labels}
-    kept = arrays_of(output, "features").get(cloud.name, {})
-    features = {stage: (kept[stage], kept["truth"]) for stage in result.metrics["stages"] if stage in kept}
-    board = output / "tensorboard"
-    write_board(board, last_step(output), pictures, cloud.coords, labels, classes, features)
-    files = (*pictures.values(), *views.values())
-    print("\n".join(f"wrote {path}" for path in (output / "metrics.json", *files)))
-    print(f"everything over time: tensorboard --logdir {board}")
 
 
 def _config(args: argparse.Namespace, own: Config | None = None) -> Config:

@@ -69,6 +69,9 @@ class ViewConfig:
     crop_points: int = setting(0, low=0)  # grid points of a crop; 0: whole scenes
     shape: str = setting("sphere", choices=("sphere", "column"))
     batch: int = setting(4, low=1)  # crops of a micro-batch
+    max_points: int = setting(
+        0, low=0
+    )  # grid points of a micro-batch at most, with fewer than `batch` crops; 0: no limit
     accumulate: int = setting(1, low=1)  # micro-batches of an optimizer step
     label_centred: float = setting(0.5, low=0.0, high=1.0)  # share of pre-training crops centred on a labelled point
     center_noise: float = setting(0.35, low=0.0)  # metres

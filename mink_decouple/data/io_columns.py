@@ -189,7 +189,7 @@ def first_of(names: Iterable[str], choices: Sequence[str]) -> str | None:
     return next((lower[choice] for choice in choices if choice in lower), None)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of a parser's error on one line of at most 160 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ from mink_decouple.data.io_columns import narrow, one_line, unit_rgb, whole_numb
 
 LAS = (".las", ".laz")
 _SCALE = 1e-4
+POINTS_PER_BYTE = 1000
+"""No LAZ file packs more: ten million equal points take 100 kB."""
+CHUNK_POINTS = 10_000_000
+"""Chunks may be so large in any file; writers take 50,000."""
 _RETURNS = ("return_number", "number_of_returns")
 
 
@@ -143,7 +150,69 @@ def opened(path: Path) -> Any:
     with readable(path):
         import laspy
 
+        require_room(path)
         return laspy.open(str(path))
+
+
+def require_room(path: Path) -> None:
+    """Raises ValueError where a header speaks of more records than its file has room for.
+
+    Laspy makes as many as the header says, four billion in the worst case, from whatever it finds there. Offsets are
+    those of the LAS 1.4 specification, tables 3 and 4.
+    """
+    with path.open("rb") as file:
+        head, size = file.read(375), file.seek(0, os.SEEK_END)
+    if len(head) < 227 or head[:4] != b"LASF":
+        return  # laspy says what is wrong with it
+    minor, own = head[25], int.from_bytes(head[94:96], "little")
+    begin, records = struct.unpack_from("<II", head, 96)
+    kind, width, points = struct.unpack_from("<BHI", head, 104)
+    if begin > size:
+        raise ValueError(f"points begin at byte {begin:,}, the file has {size:,}")
+    if own + 54 * records > begin:
+        raise ValueError(f"{records:,} variable-length records have no room before the points at byte {begin:,}")
+    if minor >= 4 and len(head) == 375:
+        first, extended, points = struct.unpack_from("<QIQ", head, 235)
+        if extended and first + 60 * extended > size:
+            raise ValueError(f"{extended:,} extended variable-length records have no room in {size:,} bytes")
+    most = size - begin if kind < 128 else POINTS_PER_BYTE * (size - begin)  # the highest bit marks LAZ
+    if points * (width if kind < 128 else 1) > most:
+        raise ValueError(f"{points:,} points have no room in the {size - begin:,} bytes after the header")
+    if kind >= 128 and points:
+        _require_chunks(path, (own, records), begin, size, points)
+
+
+def _require_chunks(path: Path, own: tuple[int, int], begin: int, size: int, points: int) -> None:
+    """The same of the chunks of a LAZ file; lazrs ends the process where it cannot get the memory for them.
+
+    Args:
+        path: the file.
+        own: first byte and number of the variable-length records.
+        begin: first byte of the points.
+        size: of the file.
+        points: of the file.
+    """
+    place, left = own
+    with path.open("rb") as file:
+        for _ in range(left):
+            file.seek(place)
+            record = file.read(54 + 16)
+            if record[2:16] == b"laszip encoded" and len(record) == 54 + 16:
+                chunk = int.from_bytes(record[66:70], "little")
+                if max(points, CHUNK_POINTS) < chunk < 2**32 - 1:  # the highest: chunks differ in size
+                    raise ValueError(f"chunks of {chunk:,} points in a file of {points:,}")
+            place += 54 + int.from_bytes(record[20:22], "little")
+        file.seek(begin)
+        table = int.from_bytes(file.read(8), "little", signed=True)
+        if table == -1:  # a writer that could not go back has put the place at the end
+            file.seek(size - 8)
+            table = int.from_bytes(file.read(8), "little", signed=True)
+        if not begin + 8 <= table <= size - 8:
+            raise ValueError(f"the table of chunks lies at byte {table:,}, outside the points")
+        file.seek(table + 4)
+        count = int.from_bytes(file.read(4), "little")
+    if 20 * count > size - begin:  # each begins with a whole point
+        raise ValueError(f"{count:,} chunks have no room in the {size - begin:,} bytes after the header")
 
 
 def chunks(path: Path, reader: Any, chunk_points: int) -> Iterator[Any]:
@@ -162,13 +231,15 @@ def chunks(path: Path, reader: Any, chunk_points: int) -> Iterator[Any]:
 def readable(path: Path) -> Iterator[None]:
     """Turns what laspy and lazrs raise while they read `path` into a ValueError that names it."""
     try:
-        import laspy
-        import lazrs
+        for name in ("laspy", "lazrs"):
+            import_module(name)
     except ImportError as error:
         raise ValueError(f"{path}: LAS/LAZ needs laspy and lazrs; run: pip install 'laspy[lazrs]'") from error
     try:
         yield
-    except (laspy.errors.LaspyException, lazrs.LazrsError, RuntimeError, OSError, ValueError) as error:
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a dozen types, by the place of the damage; among them panics of lazrs
         raise ValueError(f"{path}: damaged or truncated LAS file: {one_line(error)}") from error
 
 

@@ -89,6 +89,23 @@ def epoch_steps(sizes: Iterable[int], crop_points: int) -> int:
     return sum(-(-size // crop_points) for size in sizes)
 
 
+def epoch_batches(sizes: Sequence[int], crop_points: int, batch: int, max_points: int = 0) -> int:
+    """Number of micro-batches that look at about as many points as there are.
+
+    Args:
+        sizes: grid points of every scene.
+        crop_points: of a crop; 0 for whole scenes.
+        batch: samples of a micro-batch at most.
+        max_points: grid points of a micro-batch at most; 0 for no limit.
+    """
+    samples = epoch_steps(sizes, crop_points) if crop_points else len(sizes)
+    if not max_points:
+        return -(-samples // batch)
+    if crop_points:
+        return -(-samples // max(1, min(batch, max_points // crop_points)))
+    return max(-(-samples // batch), -(-sum(sizes) // max_points))
+
+
 class SceneSampler:
     """Whole scenes, each once per round, in an order drawn anew for every round."""
 
@@ -100,10 +117,17 @@ class SceneSampler:
 
     def next(self, rng: np.random.Generator) -> SampleIndex:
         """The next scene; its centre is the middle of its bounding box."""
+        name = self._fill(rng).pop(0)
+        return _whole(name, self.coords[name])
+
+    def coming(self, rng: np.random.Generator) -> int:
+        """Points that `next` would give at most."""
+        return len(self.coords[self._fill(rng)[0]])
+
+    def _fill(self, rng: np.random.Generator) -> list[str]:
         if not self._queue:
             self._queue = [self.names[i] for i in rng.permutation(len(self.names))]
-        name = self._queue.pop(0)
-        return _whole(name, self.coords[name])
+        return self._queue
 
     def state_dict(self) -> dict[str, Any]:
         """The scenes still to come in this round."""
@@ -207,6 +231,10 @@ class CropSampler:
         # An empty scene is never wanted again.
         self._lowest[number] = possibility.min(initial=np.inf)
         return SampleIndex(name, points, center)
+
+    def coming(self, rng: np.random.Generator) -> int:
+        """Points that `next` would give at most."""
+        return self.crop_points
 
     def _pick(self, rng: np.random.Generator) -> tuple[int, int]:
         if self.label_centred > 0 and self._labelled and rng.random() < self.label_centred:

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from mink_decouple.decouple.pseudo_labels import CERTAIN, NONE, UNCERTAIN, PseudoLabels
 
+Packed = tuple[np.ndarray, np.ndarray]
+"""(n,) label and round in one number, `3 label + round` or the highest of its type for no label, and the confidence."""
+ROUNDS = 3
+
 
 class PseudoLabelTable(Mapping[str, PseudoLabels]):
     """Pseudo-labels of many clouds, by cloud name; read-only.
 
-    A point takes 3 bytes in memory (4 with more than 255 classes). Labels and rounds are exact, confidences rounded to
+    A point takes 2 bytes in memory (3 with more than 85 classes). Labels and rounds are exact, confidences rounded to
     1/255.
 
     Args:
@@ -31,8 +35,7 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
 
     def __init__(self, classes: int, clouds: Iterable[tuple[str, PseudoLabels]] = ()) -> None:
         self.classes = classes
-        self._packed: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        dtype, none = _packing(classes)
+        self._packed: dict[str, Packed] = {}
         for name, labels in clouds:
             if name in self._packed:
                 raise ValueError(f"pseudo-labels: cloud '{name}' occurs twice")
@@ -42,16 +45,25 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
                     f"pseudo-labels of '{name}': labels {label.min()}..{label.max()}, expected -1..{classes - 1}"
                 )
             confidence = (labels.confidence.float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
-            packed = np.where(label == NONE, none, label).astype(dtype)
-            self._packed[name] = packed, labels.round.to(torch.uint8).cpu().numpy().copy(), confidence
+            self._packed[name] = _pack(classes, label, labels.round.cpu().numpy()), confidence
+
+    @classmethod
+    def of_packed(cls, classes: int, clouds: Iterable[tuple[str, Packed]]) -> PseudoLabelTable:
+        """A table from what `packed` of others gave."""
+        table = cls(classes)
+        table._packed = dict(clouds)
+        return table
+
+    def packed(self, name: str) -> Packed:
+        """The stored columns of a cloud, to hand on."""
+        return self._packed[name]
 
     def __getitem__(self, name: str) -> PseudoLabels:
-        packed, rounds, confidence = self._packed[name]
-        label = packed.astype(np.int64)
-        label[packed == _packing(self.classes)[1]] = NONE
+        code, confidence = self._packed[name]
+        label, rounds = _unpack(code)
         return PseudoLabels(
             label=torch.from_numpy(label),
-            round=torch.from_numpy(rounds.copy()),
+            round=torch.from_numpy(rounds),
             confidence=torch.from_numpy(confidence.astype(np.float32) / np.float32(255.0)),
         )
 
@@ -64,9 +76,9 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
     def counts(self) -> Tensor:
         """(2, C) int64 pseudo-labelled points per class, rows certain and uncertain."""
         total = np.zeros((2, self.classes), np.int64)
-        for packed, rounds, _ in self._packed.values():
-            for row, r in enumerate((CERTAIN, UNCERTAIN)):
-                total[row] += np.bincount(packed[rounds == r], minlength=self.classes)
+        for code, _ in self._packed.values():
+            found = np.bincount(code, minlength=ROUNDS * self.classes)[: ROUNDS * self.classes]
+            total += found.reshape(self.classes, ROUNDS).T[[CERTAIN, UNCERTAIN]]
         return torch.from_numpy(total)
 
     @property
@@ -121,29 +133,43 @@ class PseudoLabelTable(Mapping[str, PseudoLabels]):
         table = cls(classes)
         for name, end, size in zip(names, ends, arrays["sizes"]):
             rows = slice(end - size, end)
-            table._packed[name] = label[rows], rounds[rows], confidence[rows]
+            known = np.where(label[rows] == _stored(classes)[1], NONE, label[rows].astype(np.int64))
+            table._packed[name] = _pack(classes, known, rounds[rows]), confidence[rows]
         return table
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        kinds: dict[str, type[np.unsignedinteger]] = {
-            "label": _packing(self.classes)[0],
-            "round": np.uint8,
-            "confidence": np.uint8,
-        }
-        columns = {
-            key: np.concatenate([np.empty(0, kind), *(packed[i] for packed in self._packed.values())])
-            for i, (key, kind) in enumerate(kinds.items())
-        }
+        kind, none = _stored(self.classes)
+        sizes = np.array([len(code) for code, _ in self._packed.values()], np.int64)
+        columns = {"label": kind, "round": np.uint8, "confidence": np.uint8}
+        arrays: dict[str, np.ndarray] = {key: np.empty(int(sizes.sum()), dtype) for key, dtype in columns.items()}
+        for end, size, (code, confidence) in zip(np.cumsum(sizes), sizes, self._packed.values()):
+            rows = slice(end - size, end)
+            label, arrays["round"][rows] = _unpack(code)
+            arrays["label"][rows] = np.where(label == NONE, none, label)
+            arrays["confidence"][rows] = confidence
         return {
             "classes": np.array(self.classes, np.int64),
             "names": np.array(list(self._packed), dtype=np.str_),
-            "sizes": np.array([len(rounds) for _, rounds, _ in self._packed.values()], np.int64),
-            **columns,
+            "sizes": sizes,
+            **arrays,
         }
 
 
-def _packing(classes: int) -> tuple[type[np.unsignedinteger], int]:
-    """Integer type of a stored label and the value that stands for none."""
+def _pack(classes: int, label: np.ndarray, rounds: np.ndarray) -> np.ndarray:
+    kind = np.uint8 if ROUNDS * classes <= 255 else np.uint16
+    # a type that holds the product: labels may come as bytes
+    return np.where(label == NONE, np.iinfo(kind).max, ROUNDS * label.astype(np.int64) + rounds).astype(kind)
+
+
+def _unpack(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) int64 labels and uint8 rounds."""
+    none = code == np.iinfo(code.dtype).max
+    label, rounds = np.divmod(code, ROUNDS)
+    return np.where(none, NONE, label.astype(np.int64)), np.where(none, 0, rounds).astype(np.uint8)
+
+
+def _stored(classes: int) -> tuple[type[np.unsignedinteger], int]:
+    """Integer type of a label in a file and the value that stands for none."""
     return (np.uint8, 255) if classes <= 255 else (np.uint16, 65535)
 
 

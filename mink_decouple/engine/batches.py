@@ -175,8 +175,14 @@ def draw(
     as in the source, half as many samples of twice the points. With one crop a step, and for RandLA-Net, each crop
     instead gets with that probability a partner drawn like it, and `make_batch` keeps a random half of the points of
     each. Either way a step has no more points than without.
+
+    `view.max_points` ends a micro-batch before the sample that would be too much; the next one begins with it.
     """
-    drawn = [sampler.next(rng) for _ in range(config.view.batch)]
+    limit, drawn = config.view.max_points, [sampler.next(rng)]
+    while len(drawn) < config.view.batch:
+        if limit and sum(len(d.points) for d in drawn) + sampler.coming(rng) > limit:
+            break
+        drawn.append(sampler.next(rng))
     if mix == 0:
         return drawn, None
     count = len(drawn)
@@ -204,11 +210,11 @@ def training_batches(
     key: tuple[int | str, ...],
     device: torch.device | None = None,
     mix: float = 0.0,
-    skip: int = 0,
+    wanted: Callable[[int], bool] = lambda _: True,
 ) -> Generator[Labelled, None, None]:
     """`count` batches; the draw of batch i depends on the sampler's state and on (seed, key, i) only.
 
-    `mix` is the probability of `draw`. The first `skip` batches are drawn and not made: the sampler moves on.
+    `mix` is the probability of `draw`. A batch that is not `wanted` is drawn and not made: the sampler moves on.
     """
     augment = compose(config.augment)
 
@@ -216,7 +222,7 @@ def training_batches(
         for i in range(count):
             rng = generator(config.seed, *key, i)
             drawn, groups = draw(config, sampler, rng, mix)
-            if i < skip:
+            if not wanted(i):
                 continue
             items = [(scenes[d.scene], labels[d.scene], d) for d in drawn]
 

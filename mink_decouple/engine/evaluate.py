@@ -17,29 +17,35 @@ from mink_decouple.engine import checkpoint
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.export import load_network
 from mink_decouple.engine.predict import decide
+from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.runtime import write_json
-from mink_decouple.engine.scenes import Scene, load_split, open_dataset
+from mink_decouple.engine.scenes import Scene, load_split, open_dataset, owned
 from mink_decouple.metrics import ConfusionMatrix, table
 from mink_decouple.models.segmenter import Segmenter, build_model
 from mink_decouple.sparse.engines import require_device
 
 
 def evaluate(
-    model: Segmenter, config: Config, scenes: Sequence[Scene], classes: int, device: torch.device
+    model: Segmenter,
+    config: Config,
+    scenes: Sequence[Scene],
+    classes: int,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> ConfusionMatrix:
-    """Confusion matrix over all raw points of `scenes` that have a label.
+    """Confusion matrix over all raw points of `scenes` that have a label; `processes` share the scenes out.
 
     Raises:
         ValueError: a scene has no labels to score against.
     """
     matrix = ConfusionMatrix(classes)
-    for scene in progress(scenes, "evaluating"):
+    for scene in progress(owned(scenes, processes), "evaluating"):
         if not scene.labelled:
             raise ValueError(f"{scene.name}: has no labels to score against; use predict for unlabelled clouds")
         best = predict_grid(model, config, scene, classes, device)
         for points, truth in scene.blocks():
             matrix.update(best[points], truth)
-    return matrix
+    return ConfusionMatrix(classes, processes.total(torch.from_numpy(matrix.counts)).numpy())
 
 
 def make_model(config: Config, classes: Classes, device: torch.device | None = None) -> Segmenter:
@@ -71,7 +77,11 @@ def restore(state: dict[str, Any], config: Config, device: torch.device) -> Segm
 
 
 def evaluate_checkpoint(
-    path: Path, choose: Callable[[Config], Config], output: Path, device: torch.device
+    path: Path,
+    choose: Callable[[Config], Config],
+    output: Path,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Score a checkpoint on the evaluation split and write `output/metrics.json`.
 
@@ -81,6 +91,7 @@ def evaluate_checkpoint(
             computes. The network and its view of the data are always those of the checkpoint.
         output: folder of metrics.json.
         device: where to run.
+        processes: share the scenes out; the first one writes.
 
     Raises:
         FileNotFoundError, ValueError: see `checkpoint.load`.
@@ -93,8 +104,12 @@ def evaluate_checkpoint(
     dataset = open_dataset(own)
     names = dataset.classes.names
     checkpoint.require_classes(path, state, names)
+    if not processes.first:
+        processes.wait()  # the grid clouds that the first one writes are read by the rest
     scenes = load_split(own, dataset, own.data.eval_split)
-    matrix = evaluate(model, own, scenes, len(names), device)
+    if processes.first:
+        processes.wait()
+    matrix = evaluate(model, own, scenes, len(names), device, processes)
     groups = [tuple(g) for g in state["groups"]]
     say(table(names, {"checkpoint": matrix}, groups))
     result = {
@@ -108,8 +123,9 @@ def evaluate_checkpoint(
         "label_budget": state["label_budget"],
         "confusion": matrix.confusion.tolist(),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "metrics.json", result)
+    if processes.first:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "metrics.json", result)
     return result
 
 

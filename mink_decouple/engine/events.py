@@ -13,6 +13,21 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
+class Silent:
+    """`Events` of a process that writes nothing."""
+
+    bytes = 0
+
+    def record(self, event: str, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def scalars(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Events:
     """Writers of one run folder.
 
@@ -55,13 +70,24 @@ class Events:
         self.board.close()
 
 
+_silent = False
+
+
+def be_silent() -> None:
+    """Let `say` and `progress` of this process show nothing: another one speaks."""
+    global _silent
+    _silent = True
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, above any progress bar."""
+    if _silent:
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
     """A progress bar on a terminal, `delay` seconds after the start, silence elsewhere."""
-    quiet = not sys.stderr.isatty()
+    quiet = _silent or not sys.stderr.isatty()
     yield from tqdm(items, desc=label, total=total, leave=False, disable=quiet, dynamic_ncols=True, delay=delay)

@@ -32,6 +32,7 @@ def named_settings(config: Config, training: bool) -> Iterator[None]:
         grid = f"a larger data.grid (now {config.data.grid:g} m)"
         half = "optim.precision=bf16" if config.optim.precision == "fp32" and on_gpu else ""
         network = f"a smaller model.variant (now {config.model.variant})"
-        lower = f"{batch} or {crop}" if training else crop
+        limit = f"view.max_points (now {view.max_points or '0, no limit'})"
+        lower = f"{batch}, {limit} or {crop}" if training else crop
         take = ", ".join(way for way in (half, network, grid) if way) if training else grid
         raise OutOfMemory(f"out of memory on the {place}: lower {lower}, or take {take}") from error

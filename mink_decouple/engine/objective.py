@@ -75,6 +75,7 @@ class Objective:
         counts: dict[str, float],
         features: Tensor | None = None,
         present: Tensor | None = None,
+        gamma: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, divided by the counts of the whole step, and the value of each term.
 
@@ -86,6 +87,7 @@ class Objective:
             counts: sums of `counts()` over the step.
             features: (n, D) that the logits are of; the alignment needs them.
             present: (n, C) bool, classes that a row may be of, for `loss.absent`; None where nothing is known.
+            gamma: (C,) focusing factors that all micro-batches of a step share; None takes those of the moment.
         """
         c = self.config
         terms: list[Term] = []
@@ -101,7 +103,8 @@ class Objective:
             if self.feature == "focal":
                 terms.append(Term("feature", *focal(logits, pseudo, c.gamma, alpha)))
             else:
-                total = imbalanced_focal(logits, pseudo, self.gamma().to(logits.device), alpha, c.form, c.efl_weight)
+                gamma = (self.gamma() if gamma is None else gamma).to(logits.device)
+                total = imbalanced_focal(logits, pseudo, gamma, alpha, c.form, c.efl_weight)
                 terms.append(Term("feature", *total))
                 rows = {"pseudo": pseudo, "labels": target, "all": merge_targets(target, pseudo)}[c.g_source]
                 self.ratio.update(logits, rows)

@@ -26,12 +26,13 @@ from mink_decouple.decouple.pseudo_labels import (
     select,
     tail_classes,
 )
-from mink_decouple.decouple.pseudo_table import PseudoLabelTable
+from mink_decouple.decouple.pseudo_table import Packed, PseudoLabelTable
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.events import progress
 from mink_decouple.engine.lazy import Kept, PerScene
 from mink_decouple.engine.predict import probabilities
-from mink_decouple.engine.scenes import Scene
+from mink_decouple.engine.processes import ALONE, Processes
+from mink_decouple.engine.scenes import Scene, owned
 from mink_decouple.models.segmenter import Segmenter
 
 HELD_BYTES = 1 << 30
@@ -99,33 +100,39 @@ def make_pseudo_labels(
     classes: int,
     device: torch.device,
     segments: Mapping[str, np.ndarray] | None = None,
+    processes: Processes = ALONE,
 ) -> Selection:
     """Predict every training scene in evaluation mode and select pseudo-labels.
 
     `segments` are those of `segments_of`, for `pseudo.smooth` and `labels.spread`; None makes them where needed.
+    `processes` share the scenes out, and each gets the labels of all.
     """
     p, options = config.pseudo, selection_options(config)
     segments = segments_of(config, scenes) if segments is None else segments
-    visible = PerScene(scenes, lambda scene: torch.from_numpy(scene.visible))
-    probs = _room(scenes, classes)
-    for s in progress(scenes, "pseudo-labels"):
+    own = owned(scenes, processes)
+    visible = PerScene(own, lambda scene: torch.from_numpy(scene.visible))
+    probs = _room(own, classes)
+    found = torch.zeros(classes, dtype=torch.int64)
+    for s in progress(own, "pseudo-labels"):
         voted = probabilities(model, config, s, classes, device, p.votes)
         voted = smooth(voted, segments[s.name]) if p.smooth == "segments" else voted
         if p.within == "labelled":
             voted = voted * s.possible(classes)
         probs[s.name].copy_(torch.from_numpy(voted))
-    predicted = torch.stack([predicted_counts(probs[s.name], visible[s.name]) for s in scenes]).sum(0)
+        found += predicted_counts(probs[s.name], visible[s.name])
+    predicted = processes.total(found)
     rho = imbalance_ratio(select_counts(labelled_counts(scenes, classes), predicted, p.rho_source), p.rho_mode)
     tail = tail_classes(predicted, options.tail_rule, options.tail_frac)
     certain = uncertain = None
     if p.scope == "global":
-        certain, uncertain = _global_thresholds(probs, visible, rho, options)
-    total: Quality | None = None
+        certain, uncertain = _global_thresholds(probs, visible, rho, options, processes)
+    known = 0
+    total = Quality(*(torch.zeros(shape, dtype=torch.int64) for shape in ((2, classes), (2, classes), (classes,))))
     reached = torch.zeros(classes, dtype=torch.int64) if config.labels.spread == "segments" else None
 
     def choose() -> Iterator[tuple[str, PseudoLabels]]:
-        nonlocal total, reached
-        for scene in scenes:
+        nonlocal known, total, reached
+        for scene in own:
             shown, truth = visible[scene.name], scene.truth
             labels = select(probs[scene.name], shown, rho, tail, options, certain, uncertain)
             if reached is not None:
@@ -133,12 +140,30 @@ def make_pseudo_labels(
                 labels = give_spread(labels, shown, spread)
                 reached = reached + torch.bincount(spread[(spread >= 0) & (shown < 0)], minlength=classes)
             if (truth >= 0).any():
-                found = quality(labels, torch.from_numpy(truth), classes, shown)
-                total = found if total is None else total + found
+                total, known = total + quality(labels, torch.from_numpy(truth), classes, shown), 1
             yield scene.name, labels
 
-    table = PseudoLabelTable(classes, choose())  # packs each scene before the next is chosen
-    return Selection(table, rho, predicted, tail, total, reached)
+    table = _gathered(PseudoLabelTable(classes, choose()), scenes, processes)  # packs each before the next is chosen
+    if reached is not None:
+        reached = processes.total(reached)
+    parts = (processes.total(part) for part in (total.selected, total.correct, total.hidden))
+    total = Quality(*parts)
+    return Selection(table, rho, predicted, tail, total if processes.most(known) else None, reached)
+
+
+def _gathered(table: PseudoLabelTable, scenes: Sequence[Scene], processes: Processes) -> PseudoLabelTable:
+    """The table of all scenes from those of the processes."""
+    if processes.size == 1:
+        return table
+    owners = processes.owners([len(scene.grid) for scene in scenes])
+
+    def parts() -> Iterator[tuple[str, Packed]]:
+        for scene, owner in zip(scenes, owners, strict=True):
+            held = table.packed(scene.name) if owner == processes.rank else (None, None)
+            code, confidence = (processes.handed(column, owner) for column in held)
+            yield scene.name, (code, confidence)
+
+    return PseudoLabelTable.of_packed(table.classes, parts())
 
 
 def _room(scenes: Sequence[Scene], classes: int) -> dict[str, Tensor]:
@@ -171,13 +196,18 @@ def _reserve(file: int, size: int) -> None:
 
 
 def _global_thresholds(
-    probs: Mapping[str, Tensor], visible: Mapping[str, Tensor], rho: Tensor, options: SelectionOptions
+    probs: Mapping[str, Tensor],
+    visible: Mapping[str, Tensor],
+    rho: Tensor,
+    options: SelectionOptions,
+    processes: Processes,
 ) -> tuple[Tensor, Tensor]:
     """Thresholds over the whole training set: the element-wise maximum of those of the scenes."""
+    least = torch.full_like(rho, float("-inf"))  # a process may have no scene
     first = [cloud_thresholds(probs[n], visible[n], rho, options)[0] for n in probs]
-    certain = torch.stack(first).amax(0)
+    certain = processes.largest(torch.stack([least, *first]).amax(0))
     rest = [cloud_thresholds(probs[n], visible[n], rho, options, certain)[1] for n in probs]
-    return certain, torch.stack(rest).amax(0)
+    return certain, processes.largest(torch.stack([least, *rest]).amax(0))
 
 
 def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> Mapping[str, SceneLabels]:

@@ -19,11 +19,12 @@ from mink_decouple.engine import checkpoint, kept
 from mink_decouple.engine.batches import make_sampler
 from mink_decouple.engine.ema import Networks
 from mink_decouple.engine.evaluate import make_model
-from mink_decouple.engine.events import Events, say
+from mink_decouple.engine.events import Events, Silent, say
 from mink_decouple.engine.interrupt import Interrupt
 from mink_decouple.engine.lock import RunLock
 from mink_decouple.engine.optim import make_optimizer
 from mink_decouple.engine.outcome import highest
+from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.pseudo import labelled_counts, segments_of
 from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, write_json, write_text
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
@@ -34,11 +35,12 @@ from mink_decouple.engine.state import (
     label_budget,
     require_same_run,
     require_same_settings,
+    require_shares,
     saved_run,
     try_settings,
 )
 from mink_decouple.metrics import ClassGroups, class_groups
-from mink_decouple.models.segmenter import Segmenter
+from mink_decouple.models.segmenter import ForwardPass, Segmenter
 
 
 class Run:
@@ -49,23 +51,40 @@ class Run:
         output: the run folder; must not hold a run unless `resume`.
         device: where to train.
         resume: continue from `output/checkpoints/last.pt`.
+        processes: of the run; each makes one with the same arguments.
 
     Raises:
         ValueError: the folder holds a run already, another process trains into it, or the checkpoint is of another
             configuration or class list.
     """
 
-    def __init__(self, config: Config, output: Path, device: torch.device, resume: bool = False) -> None:
-        self.config, self.output, self.device = config, output, device
+    def __init__(
+        self, config: Config, output: Path, device: torch.device, resume: bool = False, processes: Processes = ALONE
+    ) -> None:
+        self.config, self.output, self.device, self.processes = config, output, device, processes
         self.last = output / "checkpoints" / "last.pt"
         self.interrupt = Interrupt()
-        begun = output / "config.yaml"
+        self.lock: RunLock | None = None
+        require_shares(config, processes.size)
+        if processes.first:
+            self._open(resume)
+            processes.wait()
+        else:  # the first one has prepared the data, drawn the labels and written a checkpoint: go on from that
+            processes.wait()
+            saved = checkpoint.load(self.last)
+            self._make(saved)
+            self._restore(saved)
+        processes.wait()
+
+    def _open(self, resume: bool) -> None:
+        """Begin the run or take it up again."""
+        begun = self.output / "config.yaml"
         held = begun.is_file() or self.last.parent.is_dir()
-        self.lock = RunLock(output) if resume and held else None
+        self.lock = RunLock(self.output) if resume and held else None
         try:
-            saved = saved_run(output, resume)
+            saved = saved_run(self.output, resume)
             if resume and saved is None:
-                require_same_settings(begun, begun.read_text(encoding="utf-8"), config)
+                require_same_settings(begun, begun.read_text(encoding="utf-8"), self.config)
             self._make(saved)
             if saved is None:
                 self._begin()
@@ -106,7 +125,7 @@ class Run:
         self.weight = weight
         self.ratio = GradientRatio(self.count, config.loss.g_act)
         try_settings(config, self.model, self.scenes, self.eval_scenes, self.count)
-        self.events: Events
+        self.events: Events | Silent
 
     def _begin(self) -> None:
         """Write what a run folder begins with."""
@@ -128,6 +147,8 @@ class Run:
 
     def save(self) -> None:
         """Write last.pt; the one before it is kept."""
+        if not self.processes.first:
+            return
         self.state.peak = highest(self.state.peak, peak_memory(self.device))
         kept.save(self.last.parent, self._content(None), self.config.checkpoints.keep)
         self.saved_at = time.monotonic()
@@ -175,7 +196,8 @@ class Run:
         if saved["optimizer"] is not None:
             self.optimizer = self._optimizer(self.stages[self.state.stage])
             self.optimizer.load_state_dict(saved["optimizer"])
-        self.events = Events(self.output, saved["events_bytes"], self.state.step + 1)
+        written = saved["events_bytes"], self.state.step + 1
+        self.events = Events(self.output, *written) if self.processes.first else Silent()
         where = self.stages[self.state.stage].name if self.state.stage < len(self.stages) else "the end"
         step = f", step {self.state.within['step']}" if self.state.within is not None else ""
         say(f"resuming at {where}, epoch {self.state.epoch}{step}")
@@ -183,12 +205,13 @@ class Run:
 
     def _save_due(self) -> bool:
         minutes = self.config.checkpoints.minutes
-        return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        return self.processes.first and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         """A fresh optimizer of what learns in a stage of the backbone; the rest is frozen."""
         self.model.freeze("classifier" if stage.trains == "backbone" else None)
         aligned = self._aligned(stage)
+        self.forward = self.processes.averaged(ForwardPass(self.model))
         return make_optimizer(self.config.optim, self.model, *([] if aligned is None else [aligned]))
 
     def _alignment(self) -> Alignment | None:

@@ -64,21 +64,6 @@ def seed_torch(*parts: int | str) -> None:
     torch.manual_seed(derive_seed(*parts))
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Global random state of torch, on the CPU and on a GPU that is used."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Go on from `random_state`; a GPU that had no part in it keeps its own."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit, host and device, for environment.json."""
     versions: dict[str, str | None] = {"python": platform.python_version()}

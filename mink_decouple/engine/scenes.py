@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.engine.derive import derive_features
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.grids import open_grid, ready_grid
+from mink_decouple.engine.processes import Processes
 
 BLOCK_POINTS = 1 << 22
 """Raw points that scoring looks at together."""
@@ -265,3 +266,9 @@ def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str
 def open_dataset(config: Config) -> Any:
     """The dataset of a configuration."""
     return load_dataset(config.data)
+
+
+def owned(scenes: Sequence[Scene], processes: Processes) -> list[Scene]:
+    """The scenes of this process among all, in their order."""
+    owners = processes.owners([len(scene.grid) for scene in scenes]) if processes.size > 1 else [0] * len(scenes)
+    return [scene for scene, owner in zip(scenes, owners, strict=True) if owner == processes.rank]

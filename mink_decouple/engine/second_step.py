@@ -20,6 +20,7 @@ from mink_decouple.engine.events import progress
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import make_optimizer, set_rate, take_step
 from mink_decouple.engine.predict import crops
+from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.runtime import derive_seed, generator
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.segmenter import Segmenter
@@ -45,43 +46,67 @@ def cache_features(
     device: torch.device,
     key: str,
     with_pseudo: bool,
+    processes: Processes = ALONE,
 ) -> Features:
     """Features of the labelled rows of several augmented passes over the training set.
 
     The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the
     II-step may re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its
     statistics belong to all rows.
+
+    `processes` share the scenes out, and each gets the rows of all, in the order that one process would have them in.
     """
     model.freeze("backbone").eval()
     augment = compose(config.augment)
     has_norm = any(isinstance(m, _BatchNorm) for m in model.classifier.modules())
 
+    owners = processes.owners([len(scene.grid) for scene in scenes])
+    visits = [(turn, *pair) for turn in range(config.ii.cache_passes) for pair in zip(scenes, owners, strict=True)]
+    places: list[tuple[int, str, int]] = []  # turn, scene and crop of every part
+
     def jobs() -> Iterator[Callable[[], Labelled]]:
-        for turn in range(config.ii.cache_passes):
-            for scene in scenes:
-                for number, index in enumerate(crops(config, scene, f"{key}/{turn}")):
-                    rng = generator(config.seed, key, scene.name, turn, number)
+        for turn, scene, owner in visits:
+            if owner != processes.rank:
+                continue
+            for number, index in enumerate(crops(config, scene, f"{key}/{turn}")):
+                places.append((turn, scene.name, number))
+                rng = generator(config.seed, key, scene.name, turn, number)
 
-                    def job(
-                        scene: Scene = scene, index: SampleIndex = index, rng: np.random.Generator = rng
-                    ) -> Labelled:
-                        return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng, device)
+                def job(scene: Scene = scene, index: SampleIndex = index, rng: np.random.Generator = rng) -> Labelled:
+                    return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng, device)
 
-                    yield job
+                yield job
 
-    parts = []
-    pick = torch.Generator().manual_seed(derive_seed(config.seed, key, "context"))
+    parts: list[tuple[Tensor, ...]] = []
     for item in progress(prefetch(jobs(), config.view.workers), "features"):
         rows = (item.batch.target >= 0) | ((item.pseudo >= 0) if with_pseudo else False)
         if has_norm:
             rest = torch.nonzero(~rows).flatten()
+            pick = torch.Generator().manual_seed(derive_seed(config.seed, key, "context", *places[len(parts)]))
             rows[rest[torch.randperm(len(rest), generator=pick)[: config.ii.context]]] = True
         moved = item.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             feats = model.features(moved.batch)
         rows = rows.to(device)
         parts.append((feats[rows].float(), moved.batch.target[rows], moved.pseudo[rows], moved.confidence[rows]))
+    if processes.size > 1:
+        parts = [_handed(parts, places, turn, scene, owner, processes, device) for turn, scene, owner in visits]
     return Features(*(torch.cat(column) for column in zip(*parts)))
+
+
+def _handed(
+    parts: list[tuple[Tensor, ...]],
+    places: list[tuple[int, str, int]],
+    turn: int,
+    scene: Scene,
+    owner: int,
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """The cached rows of one visit to a scene, from the process that made it to all."""
+    own = [part for part, place in zip(parts, places, strict=True) if place[:2] == (turn, scene.name)]
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*own)] if own else 4 * [None]
+    return tuple(torch.from_numpy(processes.handed(column, owner)).to(device) for column in columns)
 
 
 def balanced_order(label: Tensor, order: torch.Generator) -> Tensor:

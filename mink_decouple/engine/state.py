@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mink_decouple.config import Config, dump
+from mink_decouple.config import Config, dump, loads
 from mink_decouple.data.budget import LabelSet, describe
 from mink_decouple.data.transforms import assemble_features, compose
 from mink_decouple.engine import checkpoint, kept
@@ -37,8 +37,8 @@ class State:
     Attributes:
         stage: index of the stage in the schedule.
         epoch: epochs of it that are done; all of them where only the score is missing.
-        within: the place within the next epoch, None at its beginning: its steps that are done, the sums of their
-            losses, and torch's random state.
+        within: the place within the next epoch, None at its beginning: its steps that are done and the sums of their
+            losses.
         step: optimizer steps done in all.
         rho: (C,) imbalance ratio of the current pseudo-labels.
         predicted: (C,) unlabelled grid points predicted as each class when they were made.
@@ -118,6 +118,20 @@ def require_same_run(
         raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
 
 
+def require_shares(config: Config, processes: int) -> None:
+    """Raises ValueError where several processes cannot share the steps of a configuration."""
+    view = config.view
+    if processes > view.accumulate:
+        batch = max(1, view.batch * view.accumulate // processes)
+        raise ValueError(
+            f"view.accumulate {view.accumulate}: {processes} processes share the micro-batches of a step, one or more "
+            f"each; --set view.accumulate={processes} --set view.batch={batch} keeps a step near its {view.batch} x "
+            f"{view.accumulate} samples"
+        )
+    if processes > 1 and config.loss.erda:
+        raise ValueError(f"loss.erda {config.loss.erda}: its prototypes follow one process; set it to 0 or start one")
+
+
 def try_settings(
     config: Config, model: Segmenter, scenes: Sequence[Scene], eval_scenes: Sequence[Scene], classes: int
 ) -> None:
@@ -133,6 +147,14 @@ def try_settings(
             "set loss.seg_norm split"
         )
     make_optimizer(config.optim, model)
+    limit, crop = config.view.max_points, config.view.crop_points
+    for scene in scenes if limit else ():
+        size = min(len(scene.grid), crop) if crop else len(scene.grid)
+        if size > limit:
+            taken = f"a crop of {scene.name}" if crop else f"{scene.name}, taken whole,"
+            raise ValueError(
+                f"view.max_points {limit}: {taken} has {size} points; set view.crop_points to {limit} or less"
+            )
     for scene in (*scenes, *eval_scenes):
         grid = scene.grid
         if len(grid) == 0:
@@ -148,7 +170,7 @@ def try_settings(
 
 def require_same_settings(path: Path, text: str, config: Config) -> None:
     """Raises ValueError where the resolved configuration `text` of `path` differs from `config` in more than `FREE`."""
-    before, after = (_settings(one) for one in (text, dump(config)))
+    before, after = _settings(dump(loads(text, str(path)))), _settings(dump(config))  # the first may lack new settings
     if before != after:
         pairs = zip(before, after, strict=False)
         then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from mink_decouple.data.budget import class_counts
-from mink_decouple.data.sampling import CropSampler, epoch_steps
+from mink_decouple.data.sampling import CropSampler, epoch_batches
 from mink_decouple.decouple.balance import select_counts
 from mink_decouple.decouple.losses import pseudo_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.decouple.schedule import Stage, covers, learning_rate, refresh_due
 from mink_decouple.engine import checkpoint
-from mink_decouple.engine.batches import SceneLabels, training_batches
+from mink_decouple.engine.batches import Labelled, SceneLabels, training_batches
 from mink_decouple.engine.evaluate import evaluate, predict_grid, raw_of
 from mink_decouple.engine.events import progress, say
+from mink_decouple.engine.interrupt import Stopped
 from mink_decouple.engine.objective import Objective
-from mink_decouple.engine.optim import apply_gradients, backward, set_rate
+from mink_decouple.engine.optim import Diverged, apply_gradients, backward, set_rate
 from mink_decouple.engine.outcome import Result, final_metrics, highest
 from mink_decouple.engine.pseudo import (
     labelled_counts,
@@ -29,17 +32,21 @@ from mink_decouple.engine.pseudo import (
     spread_scene_labels,
 )
 from mink_decouple.engine.run import Run
-from mink_decouple.engine.runtime import peak_memory, random_state, seed_torch, set_random_state, write_json
+from mink_decouple.engine.runtime import peak_memory, seed_torch, write_json
 from mink_decouple.engine.second_step import cache_features, train_classifier
 from mink_decouple.engine.state import introduce
+from mink_decouple.engine.statistics import RunningStatistics
 from mink_decouple.metrics import ConfusionMatrix
 
 
 class Trainer(Run):
     """One run from its beginning, or from a checkpoint, to metrics.json: `run()`. Made like `Run`."""
 
-    def run(self) -> Result:
+    def run(self) -> Result | None:
         """Train what is left of the schedule, score, and write metrics.json.
+
+        Returns:
+            What the run leaves; None in all processes but the first.
 
         Raises:
             Stopped: SIGINT or SIGTERM came; the run can be resumed.
@@ -48,10 +55,14 @@ class Trainer(Run):
         try:
             with self.interrupt.handled():
                 return self._run()
+        except RuntimeError:
+            if self.processes.size > 1 and self.interrupt.asked:  # waited for one that had stopped already
+                raise Stopped(self.interrupt.asked, "with the other processes") from None
+            raise
         finally:
             self.release()
 
-    def _run(self) -> Result:
+    def _run(self) -> Result | None:
         while self.state.stage < len(self.stages):
             stage = self.stages[self.state.stage]
             if stage.kind != "II":
@@ -98,55 +109,114 @@ class Trainer(Run):
                 if config.eval.every == "epoch" and stage.uses_pseudo and not scored_next:
                     self._evaluate(stage, epoch=state.epoch, iteration=stage.iteration)
                 self.save()
+                self._agree()
                 self.interrupt.stop_if_asked(f"after epoch {state.epoch} of {stage.epochs} of {stage.name}, saved")
 
     def _epoch(
         self, stage: Stage, epoch: int, steps: int, labels: Mapping[str, SceneLabels], objective: Objective
     ) -> dict[str, float]:
         """One pass of `steps` optimizer steps, or what is left of it; returns the mean of each loss term."""
-        config, micro, state = self.config, self.config.view.accumulate, self.state
+        config, micro, state, processes = self.config, self.config.view.accumulate, self.state, self.processes
         assert self.optimizer is not None
-        seed_torch(config.seed, stage.name, epoch)
         self.model.train()
         first, sums = 0, dict[str, float]()
         if state.within is not None:
             first, sums = state.within["step"], dict(state.within["sums"])
-            set_random_state(state.within["random"], self.device)
         started = time.perf_counter()
         mix = config.view.mix if covers(config.view.mix_stages, stage) else 0.0
         drawn = config, self.count, self.by_name, labels, self.sampler
-        batches = training_batches(*drawn, steps * micro, (stage.name, epoch), self.device, mix, first * micro)
+        own = range(processes.rank, micro, processes.size)
+        place = stage.name, epoch
+        batches = training_batches(
+            *drawn, steps * micro, place, self.device, mix, lambda i: i >= first * micro and i % micro in own
+        )
         for step in range(first, steps):
-            items = [next(batches).to(self.device) for _ in range(micro)]
+            items = [next(batches).to(self.device) for _ in own]
             parts = [objective.counts(item.batch.target, item.pseudo) for item in items]
-            counts = {key: float(sum(part[key] for part in parts)) for key in parts[0]}
+            total = processes.total(torch.tensor([[part[key] for key in parts[0]] for part in parts]).sum(0))
+            counts = dict(zip(parts[0], total.double().tolist()))
             if counts["seg"] == 0:
                 continue  # nothing in this step carries a label
             set_rate(self.optimizer, learning_rate(stage, epoch, step, steps))
             self.optimizer.zero_grad(set_to_none=True)
             names = ", ".join(name for item in items for name in item.batch.names)
             where = f"{stage.name}, epoch {epoch}, scenes {names}"
-            for item in items:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
-                    features = self.model.features(item.batch)
-                    logits = self.model.classifier(features)
-                known = None if item.present is None else item.present[item.batch.batch]
-                rows = item.batch.target, item.pseudo, item.confidence
-                loss, values = objective(logits, *rows, counts, features, known)
-                backward(loss, where)
-                for key, value in values.items():
-                    sums[key] = sums.get(key, 0.0) + value / steps
+            taken = self._gradients(items, own, (*place, step), objective, counts, where)
+            for key, value in taken.items():
+                sums[key] = sums.get(key, 0.0) + value / steps
             apply_gradients(config.optim, self.optimizer, where)
             self.networks.step()
             state.step += 1
-            if step + 1 < steps and (self.interrupt.asked or self._save_due()):
-                state.within = {"step": step + 1, "sums": dict(sums), "random": random_state(self.device)}
+            if step + 1 < steps and self._agree(self._save_due()):
+                state.within = {"step": step + 1, "sums": dict(sums)}
                 started = self._add_seconds(stage.name, started)
                 self.save()
                 self.interrupt.stop_if_asked(f"at {stage.name}, epoch {epoch}, step {step + 1} of {steps}, saved")
         batches.close()
         self._add_seconds(stage.name, started)
         return sums
+
+    def _gradients(
+        self,
+        items: Sequence[Labelled],
+        own: Sequence[int],
+        place: tuple[int | str, ...],
+        objective: Objective,
+        counts: dict[str, float],
+        where: str,
+    ) -> dict[str, float]:
+        """Gradients of a step, summed over its micro-batches and processes; returns the sum of each loss term.
+
+        Whatever a micro-batch leaves behind is the same whichever process it is in: dropout is drawn from its place in
+        the run, all have the focusing factors of the beginning of the step, and batch norm ends the step with the
+        statistics of all.
+        """
+        config, processes = self.config, self.processes
+        gamma = objective.gamma() if objective.feature == "mifl" else None
+        gradients, statistics = (
+            self.ratio.accumulators(),
+            RunningStatistics(self.model, processes, config.view.accumulate),
+        )
+        values = dict[str, float]()
+        broken: Diverged | None = None
+        for number, item in zip(own, items, strict=True):
+            seed_torch(config.seed, *place, number)
+            alone = isinstance(self.forward, DistributedDataParallel) and number != own[-1]
+            with self.forward.no_sync() if alone else nullcontext():  # type: ignore[operator]  # of DistributedDataParallel
+                statistics.begin()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+                    features, logits = self.forward(item.batch)
+                statistics.end()
+                known = None if item.present is None else item.present[item.batch.batch]
+                rows = item.batch.target, item.pseudo, item.confidence
+                loss, terms = objective(logits, *rows, counts, features, known, gamma)
+                try:
+                    backward(loss * processes.size, where)  # the processes' gradients are averaged
+                except Diverged as error:
+                    if processes.size == 1:
+                        raise
+                    broken = error
+                    loss.backward()  # the others wait for it
+            for key, value in terms.items():
+                values[key] = values.get(key, 0.0) + value
+        statistics.settle()
+        if processes.size == 1:
+            return values
+        keys, added = list(values), (self.ratio.accumulators() - gradients).flatten().cpu()
+        told = torch.tensor([*values.values(), float(broken is not None)], dtype=torch.float64)
+        told = processes.total(torch.cat([told, added]))
+        if broken is not None or told[len(keys)] > 0:
+            raise broken or Diverged("stopped: another process met a loss that is not finite")
+        summed = told[len(keys) + 1 :].reshape(gradients.shape).to(gradients.device)
+        self.ratio.load_state_dict({"sums": gradients + summed})
+        return dict(zip(keys, told.tolist()))
+
+    def _agree(self, due: bool = False) -> bool:
+        """Let all processes know of a signal that one has got; whether to save now, `due` or because of that."""
+        if self.processes.size > 1:
+            told = self.processes.largest(torch.tensor([self.interrupt.asked, int(due)])).tolist()
+            self.interrupt.asked, due = told[0], bool(told[1])
+        return due or self.interrupt.asked > 0
 
     def _classifier_stage(self, stage: Stage) -> None:
         """A II-step: cache features, train the classifier."""
@@ -156,7 +226,7 @@ class Trainer(Run):
         labels = scene_labels(self.scenes, self._table(path) if wants_pseudo else None)
         seed_torch(config.seed, stage.name)
         cached = cache_features(
-            self.model, config, self.scenes, labels, self.count, self.device, stage.name, wants_pseudo
+            self.model, config, self.scenes, labels, self.count, self.device, stage.name, wants_pseudo, self.processes
         )
         objective = self._objective(stage, self._balance(labels) if wants_pseudo else None)
         loss = train_classifier(self.model, config, stage, cached, objective, stage.name)
@@ -192,9 +262,14 @@ class Trainer(Run):
         """Make, keep and report the pseudo-labels of an iteration."""
         started = time.perf_counter()
         source = self.networks.asked("pseudo")
-        selection = make_pseudo_labels(source, self.config, self.scenes, self.count, self.device, self.segments)
-        checksum = self.state.table = selection.table.save(path)
-        self.snapshots.pseudo_labels(stage.iteration, selection.table[self.snapshots.train.name])
+        fixed = self.config, self.scenes, self.count, self.device, self.segments, self.processes
+        selection = make_pseudo_labels(source, *fixed)
+        if self.processes.first:
+            checksum = selection.table.save(path)
+            self.snapshots.pseudo_labels(stage.iteration, selection.table[self.snapshots.train.name])
+        else:
+            checksum = selection.table.checksum
+        self.state.table = checksum
         self.state.rho, self.state.predicted = selection.rho, selection.predicted
         record = quality_record(selection, self.classes.names)
         self.events.record(
@@ -232,7 +307,8 @@ class Trainer(Run):
         if stage.kind == "I":
             return
         started, network = time.perf_counter(), self.networks.asked("eval")
-        self.snapshots.features(network, stage.name)
+        if self.processes.first:
+            self.snapshots.features(network, stage.name)
         self._add_seconds("snapshots", started)
         last_stage = self.state.stage + 1 == len(self.stages)
         by_epoch = self.config.eval.every == "epoch" and stage.kind == "joint"
@@ -241,19 +317,23 @@ class Trainer(Run):
         matrix = self._evaluate(stage, **({"epoch": stage.epochs, "iteration": stage.iteration} if by_epoch else {}))
         for title in ["pre-trained"] * (stage.kind == "pretrain") + ["final"] * last_stage:
             self.state.matrices[title] = matrix
+            if not self.processes.first:
+                continue
             best = predict_grid(network, self.config, self.pictured, self.count, self.device)
             self.state.predictions[title] = raw_of(best, self.pictured)
             self.snapshots.prediction(title, best)
         if matrix.miou > self.state.best["miou"]:
             self.state.best = {"stage": stage.name, "miou": matrix.miou}
-            checkpoint.save(self.last.with_name("best.pt"), self._content(stage.name))
-        if self.config.checkpoints.stages:
+            if self.processes.first:
+                checkpoint.save(self.last.with_name("best.pt"), self._content(stage.name))
+        if self.config.checkpoints.stages and self.processes.first:
             checkpoint.save(self.last.with_name(f"{stage.name}.pt"), self._content(stage.name))
 
     def _evaluate(self, stage: Stage, **place: int) -> ConfusionMatrix:
         """Score the network of the moment on the evaluation split; `place` goes into the event."""
         started = time.perf_counter()
-        matrix = evaluate(self.networks.asked("eval"), self.config, self.eval_scenes, self.count, self.device)
+        fixed = self.config, self.eval_scenes, self.count, self.device, self.processes
+        matrix = evaluate(self.networks.asked("eval"), *fixed)
         report = matrix.report(self.classes.names, self.groups)
         self.events.record("evaluation", self.state.step, stage=stage.name, **place, **report)
         self.events.scalars(
@@ -265,11 +345,14 @@ class Trainer(Run):
         self._add_seconds("evaluation", started)
         return matrix
 
-    def _finish(self) -> Result:
+    def _finish(self) -> Result | None:
         state = self.state
-        state.peak = highest(state.peak, peak_memory(self.device))
+        peak = self.processes.most(highest(state.peak, peak_memory(self.device)) or -1.0)
+        if not self.processes.first:
+            return None
+        state.peak = peak if peak >= 0 else None
         metrics = final_metrics(self.config, self.classes, self.groups, state, self.labels, self.stages, self.model)
-        machine = {"threads": torch.get_num_threads(), "device": str(self.device)}
+        machine = {"threads": torch.get_num_threads(), "device": str(self.device), "processes": self.processes.size}
         timing = {"seconds": state.seconds, "peak_memory_mib": state.peak, **machine}
         write_json(self.output / "timing.json", timing)
         write_json(self.output / "metrics.json", metrics)
@@ -277,6 +360,6 @@ class Trainer(Run):
         return Result(metrics, self.classes, self.groups, state.matrices, self.pictured, state.predictions)
 
     def _steps(self) -> int:
+        view = self.config.view
         sizes = [len(s.grid) for s in self.scenes]
-        crops = epoch_steps(sizes, self.config.view.crop_points) if self.config.view.crop_points else len(sizes)
-        return max(1, -(-crops // (self.config.view.batch * self.config.view.accumulate)))
+        return -(-epoch_batches(sizes, view.crop_points, view.batch, view.max_points) // view.accumulate)

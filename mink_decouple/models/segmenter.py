@@ -86,6 +86,19 @@ class Segmenter(nn.Module):
         return {name: sum(p.numel() for p in self.get_submodule(name).parameters()) for name in PARTS}
 
 
+class ForwardPass(nn.Module):
+    """What a training step asks of a segmenter, in one call: features (n, D) and logits (n, C) of a batch."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Features and logits."""
+        features = self.model.features(batch)
+        return features, self.model.classifier(features)
+
+
 def build_model(
     backbone: str,
     variant: str,

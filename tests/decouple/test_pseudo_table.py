@@ -28,7 +28,7 @@ def assert_same(found, expected):
     assert (found.label.dtype, found.round.dtype, found.confidence.dtype) == (torch.int64, torch.uint8, torch.float32)
 
 
-@pytest.mark.parametrize("classes", [1, 13, 255, 300])
+@pytest.mark.parametrize("classes", [1, 13, 85, 86, 255, 300])
 def test_labels_survive_the_table_and_the_file(tmp_path, classes):
     table = PseudoLabelTable(classes, clouds(classes))
     digest = table.save(tmp_path / "pseudo_labels" / "iter_00.npz")
@@ -38,6 +38,18 @@ def test_labels_survive_the_table_and_the_file(tmp_path, classes):
         assert_same(table[name], expected)
         assert_same(loaded[name], expected)
     assert loaded.save(tmp_path / "again.npz") == digest
+
+
+@pytest.mark.parametrize(("classes", "size"), [(19, 2), (85, 2), (86, 3)])
+def test_a_point_takes_two_bytes(classes, size):
+    table = PseudoLabelTable(classes, [("a", draw(0, 1000, classes))])
+    assert sum(column.nbytes for column in table.packed("a")) == size * 1000
+
+
+def test_a_table_goes_from_hand_to_hand_packed():
+    table = PseudoLabelTable(13, clouds())
+    again = PseudoLabelTable.of_packed(13, ((name, table.packed(name)) for name in table))
+    assert again.checksum == table.checksum
 
 
 def test_an_empty_table_survives_the_file(tmp_path):

@@ -27,7 +27,10 @@ def test_a_step_that_does_not_fit_names_what_to_lower(make_config, tmp_path, mon
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert f"out of memory on the {place}: lower view.batch (now 2; " in said
-    assert " or view.crop_points (now 0, whole scenes), or take" in said and "model.variant (now tiny)" in said
+    assert (
+        ", view.max_points (now 0, no limit) or view.crop_points (now 0, whole scenes), or take" in said
+        and "model.variant (now tiny)" in said
+    )
 
 
 def test_a_real_allocation_that_is_too_large_is_recognised(make_config):

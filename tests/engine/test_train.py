@@ -60,20 +60,27 @@ def test_the_same_seed_gives_the_same_bytes_twice(make_config, tmp_path, backbon
     assert same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Folder of a backbone's run, which the first test that needs it makes."""
+    return {backbone: tmp_path_factory.mktemp("undisturbed") / backbone for backbone in BACKBONES}
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("saves", range(1, 11))
 def test_a_run_that_died_at_any_checkpoint_resumes_to_the_same_bytes(
-    make_config, tmp_path, monkeypatch, backbone, saves
+    make_config, tmp_path, monkeypatch, undisturbed, backbone, saves
 ):
     """Saves: at the start, after each epoch of the pre-training (3) and its score, after each of the I-step (2), at its
     end, after the II-step and after its score."""
-    config = make_config(backbone)
-    run(config, tmp_path / "whole")
+    config, whole = make_config(backbone), undisturbed[backbone]
+    if not whole.exists():
+        run(config, whole)
     run_and_die(config, tmp_path / "cut", saves, monkeypatch)
     run(config, tmp_path / "cut", resume=True)
     for name in ("metrics.json", "metrics.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
-    assert same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+        assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    assert same_weights(weights(whole), weights(tmp_path / "cut"))
 
 
 def test_the_number_of_loader_threads_does_not_change_the_result(make_config, tmp_path):
@@ -330,7 +337,8 @@ def test_a_label_file_of_other_clouds_is_refused(make_config, folder, tmp_path):
     ids=str,
 )
 def test_mistakes_show_before_anything_is_written(make_config, folder, tmp_path, overrides, words):
-    np.savez(folder / "bare.npz", coords=np.random.default_rng(0).random((50, 3)), rgb=np.zeros((50, 3), np.float32))
+    rooms = shutil.copytree(folder, tmp_path / "rooms")
+    np.savez(rooms / "bare.npz", coords=np.random.default_rng(0).random((50, 3)), rgb=np.zeros((50, 3), np.float32))
     with pytest.raises(ValueError, match=words):
-        Trainer(make_config(**overrides), tmp_path / "run", CPU)
+        Trainer(make_config(**merge({"data": {"root": str(rooms)}}, overrides)), tmp_path / "run", CPU)
     assert not (tmp_path / "run").exists()

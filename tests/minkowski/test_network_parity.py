@@ -98,12 +98,14 @@ def test_gradients_in_double_precision_are_the_same(minkowski: Engine, kind: str
 
 @pytest.mark.parametrize("variant", ["tiny", "14A"])
 def test_ten_training_steps_have_the_same_losses(minkowski: Engine, variant: str) -> None:
+    # In double precision: in single precision every step magnifies rounding, which differs from processor to processor.
     losses: dict[str, list[float]] = {"native": [], "minkowski": []}
     for name, values in losses.items():
-        model = build(variant, name)
+        model = build(variant, name).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
         for step in range(10):
             batch = draw("surface", 4, seed=step)
+            batch.feats = batch.feats.double()
             target = (batch.voxels[:, 3] % CLASSES).long()
             loss = nn.functional.cross_entropy(model(batch), target)
             optimizer.zero_grad()
@@ -111,7 +113,7 @@ def test_ten_training_steps_have_the_same_losses(minkowski: Engine, variant: str
             optimizer.step()
             values.append(loss.item())
     assert losses["native"][-1] != losses["native"][0]
-    assert losses["native"] == pytest.approx(losses["minkowski"], rel=1e-3)
+    assert losses["native"] == pytest.approx(losses["minkowski"], rel=1e-6)
 
 
 def test_weights_trained_on_one_engine_run_on_the_other(minkowski: Engine) -> None:

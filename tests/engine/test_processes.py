@@ -1,0 +1,192 @@
+"""Several processes of one run: the losses, pseudo-labels and scores of one, whatever their number."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mink_decouple.config import dump, merge
+from mink_decouple.decouple.pseudo_table import PseudoLabelTable
+from mink_decouple.engine import checkpoint
+from mink_decouple.engine.processes import Processes
+from mink_decouple.engine.state import require_shares
+from mink_decouple.engine.statistics import RunningStatistics
+from mink_decouple.engine.train import Trainer
+
+CPU = torch.device("cpu")
+TOOLS = Path(__file__).parents[2] / "tools"
+
+SCRIPT = Path(__file__).with_name("one_of_many.py")
+SHARED = {
+    "view": {"accumulate": 4, "batch": 1},
+    "schedule": {"steps": 3, "pretrain": {"epochs": 3, "lr": 1e-3}, "i_step": {"epochs": 2}},
+    "loss": {"feature": "mifl"},
+    "optim": {"name": "sgd"},
+}
+"""Fifteen steps of four micro-batches. Adam would hide a wrong scale of the gradients, and it magnifies rounding: the
+step of a weight whose gradient is close to zero has a size of its own."""
+
+
+def launch(command, count, **environment):
+    """Run a command in so many processes that know of each other, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        env = {**os.environ, **{key: str(value) for key, value in {**place, **met, **environment}.items()}}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    return started
+
+
+def finish(started):
+    told = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(told)
+    return told
+
+
+def trained(config, tmp_path, count):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config))
+    output = tmp_path / str(count)
+    told = finish(launch([str(SCRIPT), str(path), str(output)], count))
+    assert not any(told[1:]), "only the first process speaks"
+    return output
+
+
+@pytest.mark.parametrize(("backbone", "count"), [("minkunet", 4), ("randla", 3)])
+def test_several_processes_give_the_losses_and_scores_of_one(make_config, tmp_path, monkeypatch, backbone, count):
+    """Of three, one has two of the four micro-batches."""
+    config = make_config(backbone, **merge(SHARED, {"model": {"head": "mlp"}}))
+    several, one, wanted = trained(config, tmp_path, count), tmp_path / "one", []
+    original = Trainer._gradients
+
+    def gradients(self, *arguments):
+        wanted.append(original(self, *arguments))
+        return wanted[-1]
+
+    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    Trainer(config, one, CPU).run()
+    found = json.loads((several / "losses.json").read_text())
+    assert len(found) == len(wanted) == 15
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    first, last = (json.loads((folder / "metrics.json").read_text()) for folder in (one, several))
+    assert first["points"] == last["points"], "every point is scored once"
+    assert last["miou"] == pytest.approx(first["miou"], abs=0.02)
+    pseudo = [PseudoLabelTable.load(folder / "pseudo_labels" / "iter_00.npz") for folder in (one, several)]
+    assert list(pseudo[0]) == list(pseudo[1])
+    for name in pseudo[0]:
+        same = pseudo[0][name].label == pseudo[1][name].label
+        assert same.float().mean() > 0.97, name
+    weights = [checkpoint.load(folder / "checkpoints" / "last.pt")["model"] for folder in (one, several)]
+    for key, value in weights[0].items():
+        assert torch.allclose(value.double(), weights[1][key].double(), rtol=0.01, atol=0.01), key
+
+
+def test_a_checkpoint_is_scored_to_the_same_bytes_by_any_number_of_processes(make_config, tmp_path):
+    """Two scenes: of three processes one has none."""
+    Trainer(make_config(), tmp_path / "run", CPU).run()
+    last = tmp_path / "run" / "checkpoints" / "best.pt"
+    found = []
+    for count in (1, 3):
+        output = tmp_path / str(count)
+        arguments = ["--checkpoint", str(last), "--output", str(output), "--set", "data.eval_split=train"]
+        told = finish(launch([str(TOOLS / "evaluate.py"), *arguments], count))
+        assert "wrote" in told[0] and not any(told[1:])
+        found.append((output / "metrics.json").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_torchrun_s_processes_stop_together_and_one_goes_on(make_config, tmp_path):
+    """A checkpoint after every step says where they are."""
+    config = make_config(
+        view={"accumulate": 2, "batch": 1}, schedule={"steps": 8}, checkpoints={"minutes": 1e-6}, eval={"votes": 1}
+    )
+    (tmp_path / "config.yaml").write_text(dump(config))
+    command = [str(TOOLS / "train.py"), "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "run")]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    several = subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last, deadline = tmp_path / "run" / "checkpoints" / "last.pt", time.monotonic() + 240
+    while not (last.exists() and checkpoint.load(last)["state"]["within"]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    several.send_signal(signal.SIGTERM)
+    told = several.communicate(timeout=120)[0]
+    assert several.returncode != 0
+    assert told.count("stopped by SIGTERM") == 2, told
+    done = checkpoint.load(last)["state"]["step"]
+    one = subprocess.run([sys.executable, *command, "--resume"], capture_output=True, text=True, timeout=400)
+    assert one.returncode == 0, one.stderr
+    assert f"resuming at pretrain, epoch {done // 8}" in one.stdout
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"view": {"batch": 4, "accumulate": 2}},
+            r"view\.accumulate 2: 3 processes .*view\.accumulate=3 --set view\.batch=2 ",
+        ),
+        ({"view": {"accumulate": 3}, "loss": {"erda": 0.1}}, r"loss\.erda 0\.1: .*set it to 0 or start one"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(make_config, changes, message):
+    config = make_config(**changes)
+    require_shares(config, 1)
+    with pytest.raises(ValueError, match=message):
+        require_shares(config, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 10**9), max_size=40), st.integers(1, 9))
+def test_every_scene_has_one_owner_and_nobody_has_more_than_a_scene_too_much(sizes, count):
+    owners = Processes(0, count).owners(sizes)
+    load = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(count)]
+    assert len(owners) == len(sizes) and max(load) <= sum(sizes) / count + max(sizes, default=0)
+
+
+def test_running_statistics_move_alike_by_every_micro_batch():
+    """Against the formula by hand: N of them move the mean by as much as N in a row of their average."""
+    norm, rows = nn.BatchNorm1d(2, momentum=0.1), [torch.randn(7, 2) + number for number in range(3)]
+    expected = torch.zeros(2)
+    for _ in range(3):
+        expected = 0.9 * expected + 0.1 * torch.stack([part.mean(0) for part in rows]).mean(0)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        norm.reset_running_stats()
+        statistics = RunningStatistics(nn.Sequential(norm), Processes(), 3)
+        for number in order:
+            statistics.begin()
+            norm(rows[number])
+            statistics.end()
+        statistics.settle()
+        assert torch.allclose(norm.running_mean, expected, atol=1e-6)
+        assert int(norm.num_batches_tracked) == 3
+
+
+def test_a_single_micro_batch_moves_the_statistics_as_batch_norm_does():
+    one, other, rows = nn.BatchNorm1d(2), nn.BatchNorm1d(2), torch.randn(5, 2)
+    statistics = RunningStatistics(one, Processes(), 1)
+    statistics.begin()
+    one(rows)
+    statistics.end()
+    statistics.settle()
+    other(rows)
+    assert torch.equal(one.running_mean, other.running_mean) and torch.equal(one.running_var, other.running_var)
