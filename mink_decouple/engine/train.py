@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -59,6 +61,13 @@ class Trainer(Run):
             if self.processes.size > 1 and self.interrupt.asked:  # waited for one that had stopped already
                 raise Stopped(self.interrupt.asked, "with the other processes") from None
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"{self.output}: {os.strerror(error.errno)}; the last checkpoint is untouched, go on with --resume "
+                "when there is room"
+            ) from error
         finally:
             self.release()
 

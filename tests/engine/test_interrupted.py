@@ -15,6 +15,7 @@ import torch
 from mink_decouple.decouple.pseudo_labels import PseudoLabels
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine import checkpoint, kept
+from mink_decouple.engine.events import Events
 from mink_decouple.engine.interrupt import Interrupt, Stopped
 from mink_decouple.engine.lock import RunLock
 from mink_decouple.engine.train import Trainer
@@ -309,3 +310,20 @@ def test_the_command_says_where_it_stopped_and_ends_with_the_signal(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "resuming at pretrain" in done.stdout
     assert 0 <= json.loads((tmp_path / "run" / "metrics.json").read_text())["miou"] <= 1
+
+
+@pytest.mark.parametrize("owner", [Events, PseudoLabelTable])
+def test_a_disk_that_fills_up_between_checkpoints_is_named_and_the_run_goes_on(
+    make_config, tmp_path, monkeypatch, owner
+):
+    def full(*arguments, **values):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config, method = make_config(), {Events: "record", PseudoLabelTable: "save"}[owner]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, full)
+        with pytest.raises(OSError, match=r"run: No space left on device; the last checkpoint is untouched, go on"):
+            run(config, tmp_path / "run")
+    run(config, tmp_path / "run", resume=True)
+    run(config, tmp_path / "whole")
+    same_files(tmp_path / "run", tmp_path / "whole")
