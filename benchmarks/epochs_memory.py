@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mink_decouple.config import configs_dir, load_config
+from mink_decouple.config import load_config
 from mink_decouple.engine.runtime import keep_freed_memory
 from mink_decouple.engine.train import Trainer
 
@@ -34,7 +34,7 @@ def measure(backbone: str, epochs: int, every: int, folder: Path) -> list[tuple[
         "schedule": {"pretrain": {"epochs": epochs}, "iterations": 0, "steps": 2},
         "view": {"workers": 2},
     }
-    config = load_config(configs_dir() / "base.yaml", backbone=backbone, overrides=changes)
+    config = load_config(backbone=backbone, overrides=changes)
     found: list[tuple[int, float]] = []
     trainer = Trainer(config, folder / backbone, torch.device("cpu"))
     original = trainer.save

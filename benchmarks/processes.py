@@ -41,7 +41,7 @@ def settings(steps: int, optimizer: str) -> dict[str, Any]:
 
 def work(args: argparse.Namespace) -> None:
     """One process: train, and leave losses, seconds and scores in `args.output`.json."""
-    from mink_decouple.config import configs_dir, load_config
+    from mink_decouple.config import load_config
     from mink_decouple.engine import train
     from mink_decouple.engine.processes import Processes, joined
     from mink_decouple.engine.runtime import keep_freed_memory
@@ -61,7 +61,7 @@ def work(args: argparse.Namespace) -> None:
     train.Trainer._gradients = gradients  # type: ignore[method-assign]
     train.training_batches = lambda *given: watch.iterate(batches(*given), PARTS[0])  # type: ignore[assignment]
     changes = settings(args.steps, args.optimizer)
-    config = load_config(configs_dir() / "base.yaml", backbone=args.worker, overrides=changes)
+    config = load_config(backbone=args.worker, overrides=changes)
     places = (
         (ForwardPass, "forward", PARTS[1]),
         (train, "backward", PARTS[2]),

@@ -46,6 +46,8 @@ class FailedRuns(Exception):
 def guarded(args: argparse.Namespace) -> int:
     """Run, turning a user's error into clear lines and exit code 2."""
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.run not in (train, evaluate):
+            raise ValueError(f"{args.run.__name__}: is for one process; several share train and evaluate only")
         args.run(args)
     except ImportError as error:
         print(f"error: {error}; see what is missing: mink-decouple doctor", file=sys.stderr)

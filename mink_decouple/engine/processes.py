@@ -123,6 +123,18 @@ class Processes:
         switch: dict[str, Any] = {now if now in names else before: False}
         return kind(module, **switch)
 
+    def level(self, module: nn.Module) -> None:
+        """Let all processes take over the parameters and buffers of the first.
+
+        On a GPU the same work need not give the same bits twice.
+        """
+        if self.size > 1:
+            with _together(), torch.no_grad():
+                for value in module.state_dict().values():
+                    held = value.cpu()
+                    distributed.broadcast(held, 0)
+                    value.copy_(held)
+
     def _reduced(self, values: Tensor, operation: str) -> Tensor:
         if self.size == 1:
             return values

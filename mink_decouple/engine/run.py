@@ -71,7 +71,8 @@ class Run:
             processes.wait()
         else:  # the first one has prepared the data, drawn the labels and written a checkpoint: go on from that
             processes.wait()
-            saved = checkpoint.load(self.last)
+            saved = kept.load(self.last.parent)
+            assert saved is not None
             self._make(saved)
             self._restore(saved)
         processes.wait()

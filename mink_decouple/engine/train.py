@@ -239,6 +239,7 @@ class Trainer(Run):
         )
         objective = self._objective(stage, self._balance(labels) if wants_pseudo else None)
         loss = train_classifier(self.model, config, stage, cached, objective, stage.name)
+        self.processes.level(self.model.classifier)
         self.events.scalars("train/II", {"loss": loss}, self.state.step)
         self._add_seconds(stage.name, started)
 

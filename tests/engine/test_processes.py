@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mink_decouple.cli import main
 from mink_decouple.config import dump, merge
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine import checkpoint
@@ -136,6 +138,26 @@ def test_torchrun_s_processes_stop_together_and_one_goes_on(make_config, tmp_pat
     assert one.returncode == 0, one.stderr
     assert f"resuming at pretrain, epoch {done // 8}" in one.stdout
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_all_and_one_names_its_scenes(make_config, tmp_path):
+    """A learning rate that no network survives."""
+    lost = {"schedule": {"steps": 8, "pretrain": {"lr": 1e30}}, "optim": {"name": "sgd", "grad_clip": 0.0}}
+    (tmp_path / "config.yaml").write_text(dump(make_config(**merge(SHARED, lost))))
+    command = [str(TOOLS / "train.py"), "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
+    started = launch([*command, "--output", str(tmp_path / "run")], 2)
+    told = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [1, 1], told
+    assert any(
+        re.search(r"error: (loss|gradient norm) is \S+ on pretrain, epoch 0, scenes [ab], [ab];", text) for text in told
+    )
+    assert not any("Traceback" in text for text in told), told
+
+
+def test_what_several_processes_do_not_share_is_for_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["labels", "--output", str(tmp_path / "labels.npz")]) == 2
+    assert "labels: is for one process; several share train and evaluate only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""The page of a comparison as a browser shows it: sorted by a click, opened by a click, no wider than the window."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import numpy as np
+import pytest
+from test_compare import made, page_of
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+STEPS = """
+<script>
+const found = {};
+const failures = [];
+addEventListener("error", event => failures.push(event.message));
+const column = (table, place) => [...table.tBodies[0].rows].map(row => row.children[place].textContent);
+const head = document.querySelector("th.sortable"), table = head.closest("table");
+const heads = [...table.querySelectorAll("th")].map(cell => cell.textContent);
+const miou = heads.findIndex(text => text.startsWith("mIoU"));
+found.before = column(table, miou);
+table.querySelectorAll("th")[miou].click(); found.first = column(table, miou);
+table.querySelectorAll("th")[miou].click(); found.second = column(table, miou);
+const fold = document.querySelector("details");
+found.closed = fold.open; fold.querySelector("summary").click(); found.opened = fold.open;
+found.wide = document.documentElement.scrollWidth - innerWidth;
+found.links = [...document.querySelectorAll("nav a")].every(a => document.querySelector(a.getAttribute("href")));
+found.failures = failures;
+const out = document.createElement("pre");
+out.id = "out"; out.textContent = JSON.stringify(found);
+document.body.append(out);
+</script>
+"""
+
+
+def open_page(tmp_path, *options):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    return subprocess.run(
+        [*command, *options, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+def test_a_browser_sorts_opens_and_fits_the_page(tmp_path):
+    records = [made(title, seed, score + 0.01 * seed) for title, score in (("a", 0.4), ("b", 0.6)) for seed in range(3)]
+    text = page_of(tmp_path, records)
+    (tmp_path / "page.html").write_text(text.replace("</body>", STEPS + "</body>"), encoding="utf-8")
+    shown = open_page(tmp_path, "--window-size=1280,900", "--virtual-time-budget=3000", "--dump-dom")
+    found = re.search(r'<pre id="out">(.*?)</pre>', shown.stdout, re.S)
+    assert found, shown.stderr[-2000:]
+    seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    numbers = [[float(text.split()[0]) for text in seen[key]] for key in ("first", "second")]
+    assert len(numbers[0]) == 2 and numbers[0] == sorted(numbers[0], reverse=True) and numbers[1] == sorted(numbers[1])
+    assert seen["closed"] is False and seen["opened"] is True
+    assert seen["wide"] <= 0 and seen["links"] and seen["failures"] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+def test_a_picture_of_the_page_has_text_and_colour(tmp_path):
+    text = page_of(tmp_path, [made("a", 0, 0.4), made("b", 0, 0.6)])
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    open_page(tmp_path, "--window-size=1280,2400", f"--screenshot={tmp_path / 'page.png'}")
+    picture = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
+    assert picture.shape[1] == 1280
+    dark, coloured = picture.max(2) < 0.4, picture.max(2) - picture.min(2) > 0.2
+    assert dark.mean() > 0.005 and coloured.mean() > 0.002 and np.median(picture) > 0.9
