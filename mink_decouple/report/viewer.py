@@ -35,7 +35,7 @@ button { font: inherit; padding: .2rem .55rem; border: 1px solid #bbb; border-ra
 button { cursor: pointer; } button[aria-pressed=true] { background: #1f5fa8; color: #fff; border-color: #1f5fa8; }
 #legend label { display: flex; align-items: center; gap: .4rem; padding: .1rem 0; cursor: pointer; }
 .swatch { width: .9em; height: .9em; border: 1px solid #777; flex: none; }
-.share { margin-left: auto; color: #595959; font-variant-numeric: tabular-nums; }
+.share { margin-left: auto; white-space: nowrap; color: #595959; font-variant-numeric: tabular-nums; }
 .bar { margin: .7rem 0; } .bar label { display: block; } .bar input { width: 100%; }
 .quiet { color: #595959; font-size: .85rem; }
 @media (max-width: 640px) { body { flex-direction: column; } aside { width: auto; max-height: 45%; border: 0; } }
