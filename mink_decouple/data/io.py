@@ -20,10 +20,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io_kitti import label_path, read_bin, write_bin, write_label
 from mink_decouple.data.io_las import read_las, write_las
-from mink_decouple.data.io_numpy import read_npy, read_npz, write_npy, write_npz
+from mink_decouple.data.io_numpy import read_arrays, read_npy, read_npz, write_npy, write_npz
 from mink_decouple.data.io_pcd import read_pcd, write_pcd
 from mink_decouple.data.io_ply import read_ply, write_ply
 from mink_decouple.data.io_text import read_text, write_text
@@ -84,6 +86,18 @@ def read_cloud(path: str | Path, columns: Sequence[str] | None = None) -> PointC
         if suffix == ".npy":
             return read_npy(path, columns)
     return _READERS[suffix](path)
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by their names.
+
+    Raises:
+        ValueError: it is damaged, is no such file, or holds anything but numbers.
+    """
+    arrays = read_arrays(path)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError(f"{path}: holds a single array, not named ones")
+    return arrays
 
 
 def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = None) -> None:

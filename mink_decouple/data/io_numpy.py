@@ -27,7 +27,7 @@ _COLOR_NAMES = ("rgb", "color", "colors", "colour")
 
 def read_npy(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
     """Read a structured array by its field names, or a plain (N, k) array by `columns` or the defaults for k."""
-    table = _load(path)
+    table = read_arrays(path)
     if not isinstance(table, np.ndarray):
         raise ValueError(f"{path}: holds several arrays; give it the suffix .npz")
     if table.dtype.names:
@@ -56,7 +56,7 @@ def read_npz(path: Path) -> PointCloud:
     `coords` (or coord, xyz, points, pos; or x, y, z) with an optional `offset` (3,), `rgb` (or color, colors), labels
     under any of `LABEL_NAMES`; every other array of one row per point is a feature.
     """
-    arrays = _load(path)
+    arrays = read_arrays(path)
     if isinstance(arrays, np.ndarray):
         raise ValueError(f"{path}: holds a single array; give it the suffix .npy")
     key = first_of(arrays, _COORD_NAMES)
@@ -100,7 +100,12 @@ def write_npz(path: Path, cloud: PointCloud) -> None:
         np.savez_compressed(stream, **columns)  # type: ignore[arg-type] # mypy takes them for `allow_pickle`
 
 
-def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+def read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of a `.npy` file, or the named ones of a `.npz` file.
+
+    Raises:
+        ValueError: it is damaged, or holds anything but numbers.
+    """
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):

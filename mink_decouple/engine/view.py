@@ -12,7 +12,7 @@ from mink_decouple import config as configuration
 from mink_decouple.data.annotate import CONFIDENCE, LABELS, side_file
 from mink_decouple.data.classes import Classes, default_palette, load_classes
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io import read_cloud
+from mink_decouple.data.io import read_cloud, read_table
 from mink_decouple.data.io_kitti import read_label
 from mink_decouple.data.io_las import LAS
 from mink_decouple.engine import checkpoint
@@ -88,8 +88,7 @@ def sights_of_run(folder: Path) -> list[Sight]:
     classes = classes_of_checkpoint(folder / "checkpoints" / "last.pt")
     found = []
     for file in files:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+        arrays = read_table(file)
         layers = {"truth": arrays["truth"]}
         names = {"final": "prediction", "pretrained": "pre-trained", "visible": "labels"}
         layers |= {shown: arrays[key].astype(np.int64) for key, shown in names.items() if key in arrays}

@@ -88,11 +88,23 @@ def read_run(folder: Path) -> Record:
     """
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder}: no metrics.json; not a finished run")
-    metrics = _read(folder / "metrics.json")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    environment, timing = (_read(folder / name) for name in ("environment.json", "timing.json"))
+    metrics, environment, timing = (_read(folder / f"{name}.json") for name in ("metrics", "environment", "timing"))
     if "digest" not in environment:
         raise ValueError(f"{folder}: environment.json has no digest of the settings; only runs of this version compare")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return _record(folder, metrics, config, environment, timing)
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise ValueError(
+            f"{folder}: metrics.json, config.yaml, environment.json or timing.json is damaged or not of this program "
+            f"({reason})"
+        ) from None
+
+
+def _record(
+    folder: Path, metrics: dict[str, Any], config: dict[str, Any], environment: dict[str, Any], timing: dict[str, Any]
+) -> Record:
     apart = ("classes", "colors", "groups", "label_budget", "parameters", "seconds")
     names = metrics.get("classes") or list(metrics["iou"])
     data, versions = config["data"], environment.get("versions", {})

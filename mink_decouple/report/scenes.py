@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mink_decouple.data.classes import Classes
+from mink_decouple.data.io import read_table
 from mink_decouple.report.charts import PALETTE, new_figure, picture, png
 from mink_decouple.report.figures import below_ceiling, error_colors, label_colors
 from mink_decouple.report.raster import draw_panels
@@ -21,14 +22,13 @@ Arrays = Mapping[str, NDArray]
 
 
 def arrays_of(folder: Path, kind: str) -> dict[str, dict[str, NDArray]]:
-    """Scene -> arrays of the files in `features/` or `views/` of a run folder; scene names may hold folders."""
-    found = {}
-    for file in sorted((folder / kind).rglob("*.npz")):
-        with np.load(file, allow_pickle=False) as stored:
-            found[file.relative_to(folder / kind).with_suffix("").as_posix()] = {
-                key: stored[key] for key in stored.files
-            }
-    return found
+    """Scene -> arrays of the files in `features/` or `views/` of a run folder; scene names may hold folders.
+
+    Raises:
+        ValueError: one of them is damaged.
+    """
+    files = sorted((folder / kind).rglob("*.npz"))
+    return {file.relative_to(folder / kind).with_suffix("").as_posix(): read_table(file) for file in files}
 
 
 def room_panels(views: Mapping[str, Arrays], classes: Classes) -> list[tuple[str, str]]:
