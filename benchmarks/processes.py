@@ -108,7 +108,7 @@ def launch(args: argparse.Namespace, backbone: str, count: int, threads: int, fo
 
 def sameness(args: argparse.Namespace, folder: Path) -> None:
     """Losses and scores of several processes against those of one."""
-    for optimizer in ("sgd", "adam"):
+    for optimizer in args.optimizers:
         print(f"\n*Losses, {optimizer}*, {2 * args.steps} steps of four micro-batches: largest relative difference\n")
         print("| backbone | processes | steps 1 to 10 | pre-training | I-step | mIoU | tail IoU | points |")
         print("|---|---|---|---|---|---|---|---|")
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["minkunet", "randla"])
     parser.add_argument("--steps", type=int, default=25, help="of the pre-training, and of the I-step")
     parser.add_argument("--only", choices=("sameness", "throughput"))
+    parser.add_argument("--optimizers", nargs="+", default=["sgd", "adam"], help="of the comparison of losses")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--optimizer", default="", help=argparse.SUPPRESS)
