@@ -40,7 +40,7 @@ from mink_decouple.engine.state import (
     try_settings,
 )
 from mink_decouple.metrics import ClassGroups, class_groups
-from mink_decouple.models.segmenter import ForwardPass, Segmenter
+from mink_decouple.models.segmenter import Segmenter
 
 
 class Run:
@@ -212,7 +212,6 @@ class Run:
         """A fresh optimizer of what learns in a stage of the backbone; the rest is frozen."""
         self.model.freeze("classifier" if stage.trains == "backbone" else None)
         aligned = self._aligned(stage)
-        self.forward = self.processes.averaged(ForwardPass(self.model))
         return make_optimizer(self.config.optim, self.model, *([] if aligned is None else [aligned]))
 
     def _alignment(self) -> Alignment | None:

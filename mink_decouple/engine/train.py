@@ -39,6 +39,7 @@ from mink_decouple.engine.second_step import cache_features, train_classifier
 from mink_decouple.engine.state import introduce
 from mink_decouple.engine.statistics import RunningStatistics
 from mink_decouple.metrics import ConfusionMatrix
+from mink_decouple.models.segmenter import ForwardPass
 
 
 class Trainer(Run):
@@ -101,6 +102,7 @@ class Trainer(Run):
             self.sampler.label_centred = 0.0 if stage.uses_pseudo else config.view.label_centred
         if self.optimizer is None:
             self.optimizer = self._optimizer(stage)
+        self.forward = self.processes.averaged(ForwardPass(self.model))  # all processes are here, resumed or not
         steps = config.schedule.steps or self._steps()
         balance = self._balance(labels)
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):

@@ -116,28 +116,52 @@ def test_a_checkpoint_is_scored_to_the_same_bytes_by_any_number_of_processes(mak
     assert found[0] == found[1]
 
 
-def test_torchrun_s_processes_stop_together_and_one_goes_on(make_config, tmp_path):
-    """A checkpoint after every step says where they are."""
-    config = make_config(
-        view={"accumulate": 2, "batch": 1}, schedule={"steps": 8}, checkpoints={"minutes": 1e-6}, eval={"votes": 1}
-    )
-    (tmp_path / "config.yaml").write_text(dump(config))
-    command = [str(TOOLS / "train.py"), "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
-    command += ["--output", str(tmp_path / "run")]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    several = subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    last, deadline = tmp_path / "run" / "checkpoints" / "last.pt", time.monotonic() + 240
+def torchrun(command, *options):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    return subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_a_step(last):
+    deadline = time.monotonic() + 240
     while not (last.exists() and checkpoint.load(last)["state"]["within"]) and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+@pytest.fixture
+def command(make_config, tmp_path):
+    """Of a run that writes a checkpoint after every step, in `run`."""
+    view = {"accumulate": 2, "batch": 1}
+    config = make_config(view=view, schedule={"steps": 8}, checkpoints={"minutes": 1e-6}, eval={"votes": 1})
+    (tmp_path / "config.yaml").write_text(dump(config))
+    fixed = ["--config", str(tmp_path / "config.yaml"), "--device", "cpu", "--output", str(tmp_path / "run")]
+    return [str(TOOLS / "train.py"), *fixed]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_torchrun_s_processes_stop_together_and_any_number_goes_on(command, tmp_path, count):
+    """Going on within a stage, all of them build what averages the gradients at the same place."""
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    several = torchrun(command)
+    wait_for_a_step(last)
     several.send_signal(signal.SIGTERM)
     told = several.communicate(timeout=120)[0]
     assert several.returncode != 0
     assert told.count("stopped by SIGTERM") == 2, told
     done = checkpoint.load(last)["state"]["step"]
-    one = subprocess.run([sys.executable, *command, "--resume"], capture_output=True, text=True, timeout=400)
-    assert one.returncode == 0, one.stderr
-    assert f"resuming at pretrain, epoch {done // 8}" in one.stdout
+    told = finish(launch([*command, "--resume"], count))
+    assert f"resuming at pretrain, epoch {done // 8}" in told[0] and not any(told[1:])
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux' /proc")
+def test_torchrun_starts_killed_processes_again_and_they_go_on(command, tmp_path):
+    several = torchrun(command, "--max-restarts", "1")
+    wait_for_a_step(tmp_path / "run" / "checkpoints" / "last.pt")
+    children = Path(f"/proc/{several.pid}/task/{several.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    told = several.communicate(timeout=240)[0]
+    assert several.returncode == 0, told
+    assert "resuming at pretrain" in told and (tmp_path / "run" / "metrics.json").is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_all_and_one_names_its_scenes(make_config, tmp_path):
