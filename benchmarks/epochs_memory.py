@@ -44,7 +44,7 @@ def measure(backbone: str, epochs: int, every: int, folder: Path) -> list[tuple[
         if trainer.state.stage == 0 and trainer.state.epoch % every == 0 and trainer.state.epoch:
             found.append((trainer.state.epoch, resident()))
 
-    trainer.save = save  # type: ignore[method-assign]
+    trainer.save = save  # type: ignore[method-assign]  # a measurement looks on
     trainer.run()
     return found
 

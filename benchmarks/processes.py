@@ -58,8 +58,8 @@ def work(args: argparse.Namespace) -> None:
         spent.append(watch.take())  # a step from here to the next
         return terms
 
-    train.Trainer._gradients = gradients  # type: ignore[method-assign]
-    train.training_batches = lambda *given: watch.iterate(batches(*given), PARTS[0])  # type: ignore[assignment]
+    train.Trainer._gradients = gradients  # type: ignore[method-assign]  # a measurement looks on
+    train.training_batches = lambda *given: watch.iterate(batches(*given), PARTS[0])  # type: ignore[assignment]  # as above
     changes = settings(args.steps, args.optimizer)
     config = load_config(backbone=args.worker, overrides=changes)
     places = (
