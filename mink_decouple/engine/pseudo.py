@@ -32,7 +32,7 @@ from mink_decouple.engine.events import progress
 from mink_decouple.engine.lazy import Kept, PerScene
 from mink_decouple.engine.predict import probabilities
 from mink_decouple.engine.processes import ALONE, Processes
-from mink_decouple.engine.scenes import Scene, owned
+from mink_decouple.engine.scenes import Scene, owned, owners
 from mink_decouple.models.segmenter import Segmenter
 
 HELD_BYTES = 1 << 30
@@ -155,10 +155,9 @@ def _gathered(table: PseudoLabelTable, scenes: Sequence[Scene], processes: Proce
     """The table of all scenes from those of the processes."""
     if processes.size == 1:
         return table
-    owners = processes.owners([len(scene.grid) for scene in scenes])
 
     def parts() -> Iterator[tuple[str, Packed]]:
-        for scene, owner in zip(scenes, owners, strict=True):
+        for scene, owner in zip(scenes, owners(scenes, processes), strict=True):
             held = table.packed(scene.name) if owner == processes.rank else (None, None)
             code, confidence = (processes.handed(column, owner) for column in held)
             yield scene.name, (code, confidence)

@@ -268,7 +268,12 @@ def open_dataset(config: Config) -> Any:
     return load_dataset(config.data)
 
 
+def owners(scenes: Sequence[Scene], processes: Processes) -> list[int]:
+    """The process that each scene belongs to."""
+    # a process by itself need not look at the scenes
+    return processes.owners([len(s.grid) for s in scenes]) if processes.size > 1 else [0] * len(scenes)
+
+
 def owned(scenes: Sequence[Scene], processes: Processes) -> list[Scene]:
     """The scenes of this process among all, in their order."""
-    owners = processes.owners([len(scene.grid) for scene in scenes]) if processes.size > 1 else [0] * len(scenes)
-    return [scene for scene, owner in zip(scenes, owners, strict=True) if owner == processes.rank]
+    return [s for s, owner in zip(scenes, owners(scenes, processes), strict=True) if owner == processes.rank]

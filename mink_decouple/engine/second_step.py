@@ -22,7 +22,7 @@ from mink_decouple.engine.optim import make_optimizer, set_rate, take_step
 from mink_decouple.engine.predict import crops
 from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.runtime import derive_seed, generator
-from mink_decouple.engine.scenes import Scene
+from mink_decouple.engine.scenes import Scene, owners
 from mink_decouple.models.segmenter import Segmenter
 
 
@@ -60,8 +60,8 @@ def cache_features(
     augment = compose(config.augment)
     has_norm = any(isinstance(m, _BatchNorm) for m in model.classifier.modules())
 
-    owners = processes.owners([len(scene.grid) for scene in scenes])
-    visits = [(turn, *pair) for turn in range(config.ii.cache_passes) for pair in zip(scenes, owners, strict=True)]
+    pairs = list(zip(scenes, owners(scenes, processes), strict=True))
+    visits = [(turn, *pair) for turn in range(config.ii.cache_passes) for pair in pairs]
     places: list[tuple[int, str, int]] = []  # turn, scene and crop of every part
 
     def jobs() -> Iterator[Callable[[], Labelled]]:
@@ -90,21 +90,17 @@ def cache_features(
         rows = rows.to(device)
         parts.append((feats[rows].float(), moved.batch.target[rows], moved.pseudo[rows], moved.confidence[rows]))
     if processes.size > 1:
-        parts = [_handed(parts, places, turn, scene, owner, processes, device) for turn, scene, owner in visits]
+        own: dict[tuple[int, str], list[tuple[Tensor, ...]]] = {}
+        for part, (turn, name, _) in zip(parts, places, strict=True):
+            own.setdefault((turn, name), []).append(part)
+        parts = [_handed(own.get((turn, s.name), []), owner, processes, device) for turn, s, owner in visits]
     return Features(*(torch.cat(column) for column in zip(*parts)))
 
 
 def _handed(
-    parts: list[tuple[Tensor, ...]],
-    places: list[tuple[int, str, int]],
-    turn: int,
-    scene: Scene,
-    owner: int,
-    processes: Processes,
-    device: torch.device,
+    own: Sequence[tuple[Tensor, ...]], owner: int, processes: Processes, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """The cached rows of one visit to a scene, from the process that made it to all."""
-    own = [part for part, place in zip(parts, places, strict=True) if place[:2] == (turn, scene.name)]
+    """The cached rows of one visit to a scene, from the process that made it to all; the others have none."""
     columns = [torch.cat(column).cpu().numpy() for column in zip(*own)] if own else 4 * [None]
     return tuple(torch.from_numpy(processes.handed(column, owner)).to(device) for column in columns)
 
