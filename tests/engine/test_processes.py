@@ -118,7 +118,8 @@ def test_a_checkpoint_is_scored_to_the_same_bytes_by_any_number_of_processes(mak
 
 def torchrun(command, *options):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    return subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    piped = {"start_new_session": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*start, *command], **piped)
 
 
 def wait_for_a_step(last):
@@ -137,16 +138,20 @@ def command(make_config, tmp_path):
     return [str(TOOLS / "train.py"), *fixed]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_torchrun_s_processes_stop_together_and_any_number_goes_on(command, tmp_path, count):
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals a group of processes")
+@pytest.mark.parametrize(("count", "sign"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)])
+def test_torchrun_s_processes_stop_together_and_any_number_goes_on(command, tmp_path, count, sign):
     """Going on within a stage, all of them build what averages the gradients at the same place."""
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     several = torchrun(command)
     wait_for_a_step(last)
-    several.send_signal(signal.SIGTERM)
+    if sign == signal.SIGINT:  # as a terminal does, to the whole group
+        os.killpg(several.pid, sign)
+    else:
+        several.send_signal(sign)
     told = several.communicate(timeout=120)[0]
     assert several.returncode != 0
-    assert told.count("stopped by SIGTERM") == 2, told
+    assert told.count("stopped by SIG") == 2, told
     done = checkpoint.load(last)["state"]["step"]
     told = finish(launch([*command, "--resume"], count))
     assert f"resuming at pretrain, epoch {done // 8}" in told[0] and not any(told[1:])
