@@ -284,6 +284,7 @@ def init(args: argparse.Namespace) -> None:
     from mink_decouple.config import BACKBONES, load_config
     from mink_decouple.data.proposal import propose
     from mink_decouple.data.survey import describe, survey
+    from mink_decouple.engine.runtime import write_text
 
     name = args.name or args.folder.resolve().name
     config, classes = args.output / f"{name}.yaml", args.output / f"{name}_classes.yaml"
@@ -295,10 +296,15 @@ def init(args: argparse.Namespace) -> None:
     proposal = propose(looks, args.folder.as_posix(), classes.as_posix())
     args.output.mkdir(parents=True, exist_ok=True)
     columns = f"columns: [{args.columns}]\n" if args.columns else ""
-    classes.write_text(proposal.classes + columns, encoding="utf-8")
-    config.write_text(proposal.config, encoding="utf-8")
-    for backbone in BACKBONES:
-        load_config(config, backbone=backbone)
+    try:
+        write_text(classes, proposal.classes + columns)
+        write_text(config, proposal.config)
+        for backbone in BACKBONES:
+            load_config(config, backbone=backbone)
+    except BaseException:  # both or none: one of them would stop the next try
+        for path in (classes, config):
+            path.unlink(missing_ok=True)
+        raise
     print("\n".join([*(f"note: {note}" for note in proposal.notes), f"wrote {classes}", f"wrote {config}"]))
     print(f"next: mink-decouple check --config {config}\n      mink-decouple train --config {config}")
 

@@ -133,6 +133,23 @@ def test_init_writes_what_loads_checks_and_trains(clouds, tmp_path, capsys):
     assert "clouds.yaml: exists; choose another --output or --name" in capsys.readouterr().err
 
 
+def test_init_writes_both_files_or_none(clouds, tmp_path, monkeypatch):
+    from mink_decouple.engine import runtime
+
+    original = runtime.write_text
+
+    def full(path, text):
+        if path.name == "clouds.yaml":
+            raise OSError(28, "No space left on device", str(path))
+        original(path, text)
+
+    monkeypatch.setattr(runtime, "write_text", full)
+    assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 2
+    assert not list((tmp_path / "mine").iterdir())
+    monkeypatch.undo()
+    assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 0
+
+
 def test_folders_without_clouds_are_named_with_what_is_in_them(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     for folder, said in ((tmp_path, "its sub-folders sub are not looked into"), (tmp_path / "gone", "no such folder")):
