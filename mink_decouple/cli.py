@@ -130,7 +130,7 @@ def predict(args: argparse.Namespace) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     columns = args.columns.split(",") if args.columns else None
-    predict_files(args.checkpoint, args.inputs, args.output, device, args.votes, columns, args.overwrite)
+    predict_files(args.checkpoint, args.inputs, args.output, device, args.votes, columns, args.overwrite, args.smooth)
 
 
 def export(args: argparse.Namespace) -> None:

@@ -127,7 +127,7 @@ class PseudoConfig:
 
 @dataclass(frozen=True)
 class SegmentsConfig:
-    """The unsupervised over-segmentation behind `pseudo.smooth` and `labels.spread`."""
+    """The unsupervised over-segmentation behind `pseudo.smooth`, `labels.spread` and `eval.smooth`."""
 
     k: int = setting(8, low=2)  # neighbours of a point: for its normal, and its edges
     angle: float = setting(30.0, low=0.1, high=90.0)  # degrees between normals that count as one unit of difference
@@ -201,6 +201,7 @@ class EvalConfig:
     """Voting evaluation on raw points."""
 
     votes: int = setting(4, low=1)  # augmented passes averaged
+    smooth: str = setting("none", choices=("none", "segments"))  # then averaged within each segment, as pseudo.smooth
     every_iteration: bool = True  # evaluate after the pre-training and after every iteration
     every: str = setting("iteration", choices=("iteration", "epoch"))  # epoch: after those of I- and joint steps, too
 

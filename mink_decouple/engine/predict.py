@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from mink_decouple.config import Config
+from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.sampling import SampleIndex, coverage, middle
-from mink_decouple.data.tiles import tiles
+from mink_decouple.data.segments import over_segment, smooth
+from mink_decouple.data.tiles import Tile, tiles
 from mink_decouple.data.transforms import Sample, linear
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
 from mink_decouple.engine.runtime import generator
@@ -83,8 +85,8 @@ def probabilities(
     """
     total = np.zeros((len(scene.grid), classes), np.float32)
     if in_tiles(config):
-        for core, mean in _tiles(model, config, scene, classes, device, votes):
-            total[core] = mean
+        for tile, mean in _tiles(model, config, scene, classes, device, votes):
+            total[tile.points[tile.core]] = mean[tile.core]
         return total
     count = np.zeros(len(scene.grid), np.float32)
     for points, probs in _passes(model, config, scene, classes, device, _crop_pieces(config, scene, votes)):
@@ -98,36 +100,62 @@ def decide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest class of every grid point and its mean probability; see `in_tiles` for the memory it takes.
 
+    With `eval.smooth: segments` the probabilities are averaged within segments of the scene first (`over_segment`), not
+    part of the paper. Segments end at the tiles of a scene of more than `WHOLE_POINTS`.
+
     Returns:
         (V,) int64 train ids and (V,) float32.
     """
-    if not in_tiles(config):
+    smoothed = config.eval.smooth == "segments"
+    if not smoothed and not in_tiles(config):
         probs = probabilities(model, config, scene, classes, device, votes)
         best: np.ndarray = probs.argmax(1)
         return best, probs.max(1)
+    if in_tiles(config):
+        parts = _tiles(model, config, scene, classes, device, votes)
+    else:
+        probs = probabilities(model, config, scene, classes, device, votes)
+        cut = tiles(scene.grid.coords, WHOLE_POINTS, _margin(config))
+        parts = ((tile, probs[tile.points]) for tile in cut)
     ids, confidence = np.zeros(len(scene.grid), np.int64), np.zeros(len(scene.grid), np.float32)
-    for core, mean in _tiles(model, config, scene, classes, device, votes):
-        ids[core], confidence[core] = mean.argmax(1), mean.max(1)
+    for tile, mean in parts:
+        if smoothed:
+            mean = smooth(mean, _segments(config, scene, tile.points))
+        core = tile.points[tile.core]
+        ids[core], confidence[core] = mean[tile.core].argmax(1), mean[tile.core].max(1)
     return ids, confidence
+
+
+def _segments(config: Config, scene: Scene, points: np.ndarray) -> np.ndarray:
+    """Segments of some grid points; colour counts where the network sees it, as a file may be read without."""
+    grid = scene.grid
+    colour = {"rgb": grid.features["rgb"][points]} if "rgb" in config.data.features else {}
+    part = GridCloud(grid.name, grid.coords[points], colour, None, np.empty(0, np.int64), grid.size)
+    return over_segment(part, config.segments)
+
+
+def _margin(config: Config) -> float:
+    """Metres of surroundings that a tile is predicted with."""
+    return MARGIN_VOXELS * max(config.view.voxel or [config.data.grid])
 
 
 def _tiles(
     model: Segmenter, config: Config, scene: Scene, classes: int, device: torch.device, votes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(n,) grid points of each tile and their mean (n, C) probabilities.
+) -> Iterator[tuple[Tile, np.ndarray]]:
+    """Each tile and the mean (n, C) probabilities of its points, margin and all.
 
     A tile is predicted with `MARGIN_VOXELS` of its surroundings and the voxels where they lie in the whole, so that
     seams do not show.
     """
     coords = scene.grid.coords
-    centre, margin = middle(coords), MARGIN_VOXELS * max(config.view.voxel or [config.data.grid])
-    for number, tile in enumerate(tiles(coords, WHOLE_POINTS, margin)):
+    centre = middle(coords)
+    for number, tile in enumerate(tiles(coords, WHOLE_POINTS, _margin(config))):
         index = SampleIndex(scene.name, tile.points, centre)
         pieces = [Piece(index, vote, ("vote", scene.name, vote, number)) for vote in range(votes)]
         total = np.zeros((len(tile.points), classes), np.float32)
         for _, probs in _passes(model, config, scene, classes, device, pieces):
             total += probs
-        yield tile.points[tile.core], total[tile.core] / np.float32(votes)
+        yield tile, total / np.float32(votes)
 
 
 def _crop_pieces(config: Config, scene: Scene, votes: int) -> Iterator[Piece]:

@@ -57,6 +57,7 @@ def predict_files(
     votes: int | None = None,
     columns: Sequence[str] | None = None,
     overwrite: bool = False,
+    smooth: str | None = None,
 ) -> list[Path]:
     """Predict files with a checkpoint, which knows its classes, features and grid; see `data.annotate` for the outputs.
 
@@ -68,6 +69,7 @@ def predict_files(
         votes: augmented passes averaged; None for those the network was scored with.
         columns: names of the columns of text files and plain `.npy` arrays.
         overwrite: replace outputs that exist.
+        smooth: `eval.smooth`; None for that which the network was scored with.
 
     Returns:
         The files written.
@@ -78,8 +80,8 @@ def predict_files(
     """
     state = load_network(path)
     config = configuration.loads(state["config"], str(path))
-    if votes is not None:
-        config = replace(config, eval=replace(config.eval, votes=votes))
+    chosen = {key: value for key, value in (("votes", votes), ("smooth", smooth)) if value is not None}
+    config = configuration.override(config, {"eval": chosen})
     pairs = _pairs(inputs, output, overwrite)
     network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
     for number, (source, target) in enumerate(pairs, 1):

@@ -1,5 +1,6 @@
 """Scripts of benchmarks/ that take runs apart: what they make again is what the run had."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def test_a_second_step_made_again_ends_where_the_run_did(make_config, tmp_path):
     rows = again(tmp_path / "run", {}, [config.loss.class_weight])
     begin, end, made = rows.values()
     assert made["iou"] == pytest.approx(end["iou"], abs=1e-6) and begin["iou"] != end["iou"]
+
+
+def test_a_run_scored_again_has_the_scores_of_a_run_with_these_settings(make_config, tmp_path):
+    from rescore import again
+
+    smoothed = {"eval": {"smooth": "segments"}}
+    for name, changes in (("plain", {}), ("smoothed", smoothed)):
+        Trainer(make_config(**changes), tmp_path / name, torch.device("cpu")).run()
+    own, new = again(tmp_path / "plain", smoothed)
+    wanted = json.loads((tmp_path / "smoothed" / "metrics.json").read_text())
+    assert new["iou"] == wanted["iou"] and own["iou"] == again(tmp_path / "plain", {})[1]["iou"]
+    assert new["iou"] != own["iou"]
 
 
 def write_tiles(tmp_path, wrong=()):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mink_decouple.data.segments import over_segment
 from mink_decouple.data.transforms import Sample
+from mink_decouple.engine import predict
 from mink_decouple.engine.batches import prefetch
 from mink_decouple.engine.evaluate import evaluate, make_model
 from mink_decouple.engine.predict import crops, decide, in_tiles, probabilities, turned
@@ -40,6 +42,49 @@ def test_a_sparse_network_trained_on_crops_is_asked_for_the_whole(make_config):
     assert in_tiles(cropped)
     assert not in_tiles(make_config("minkunet", view={"crop_points": 60}, data={"features": ["xyz"]}))
     assert not in_tiles(make_config("randla"))
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("minkunet", 0), ("randla", 80)])
+def test_smoothed_decisions_are_those_of_the_mean_of_each_segment(make_config, backbone, size):
+    options = {"view": {"crop_points": size}, "segments": {"scale": 4.0, "most": 40}}
+    plain, smoothed = (make_config(backbone, **options, eval={"smooth": how}) for how in ("none", "segments"))
+    scenes, classes = scenes_of(plain)
+    model, grid = make_model(plain, classes), scenes[0].grid
+    ids, confidence = decide(model, smoothed, scenes[0], 3, CPU, votes=2)
+    raw = probabilities(model, smoothed, scenes[0], 3, CPU, votes=2)
+    segments = over_segment(grid, smoothed.segments)
+    assert 1 < segments.max() + 1 < len(grid)
+    for number in range(segments.max() + 1):
+        inside = segments == number
+        mean = raw[inside].mean(0)
+        assert (ids[inside] == mean.argmax()).all()
+        np.testing.assert_allclose(confidence[inside], mean.max(), rtol=1e-5)
+    assert (confidence != decide(model, plain, scenes[0], 3, CPU, votes=2)[1]).any(), "the test can tell"
+    np.testing.assert_array_equal(raw, probabilities(model, plain, scenes[0], 3, CPU, votes=2))
+
+
+def test_segments_of_a_large_scene_end_at_its_tiles(make_config, monkeypatch):
+    """Each tile is smoothed with its surroundings; every point is decided once."""
+    config = make_config("minkunet", eval={"smooth": "segments"}, segments={"scale": 4.0, "most": 40})
+    scenes, classes = scenes_of(config)
+    model = make_model(config, classes)
+    whole = decide(model, config, scenes[0], 3, CPU, votes=1)
+    cut = []
+    monkeypatch.setattr(predict, "WHOLE_POINTS", len(scenes[0].grid) // 3)
+    monkeypatch.setattr(predict, "over_segment", lambda *a: cut.append(len(a[0])) or over_segment(*a))
+    tiled = decide(model, config, scenes[0], 3, CPU, votes=1)
+    assert len(cut) >= 3
+    assert (whole[0] == tiled[0]).mean() > 0.9
+
+
+def test_colour_separates_segments_only_where_the_network_sees_it(make_config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict, "over_segment", lambda *a: seen.append(sorted(a[0].features)) or over_segment(*a))
+    for features in (["rgb"], ["height"]):
+        config = make_config("minkunet", eval={"smooth": "segments"}, data={"features": features})
+        scenes, classes = scenes_of(config)
+        decide(make_model(config, classes), config, scenes[0], 3, CPU, votes=1)
+    assert seen == [["rgb"], []]
 
 
 def test_crops_cover_the_scene(make_config):
