@@ -3,12 +3,14 @@
     python benchmarks/epochs_memory.py --epochs 200
 
 Trains the main job with two steps an epoch, with loader threads, checkpoints and events. Freed memory stays with the
-process, as in `tools/train.py`, unless `--return-freed`: a slope that goes away with it is fragmentation, no leak.
+process, as in `tools/train.py`, unless `--return-freed` or `--trim`: a slope that goes away with them is fragmentation,
+no leak. The kernels that oneDNN keeps, one for each shape and layer, are bounded by ONEDNN_PRIMITIVE_CACHE_CAPACITY.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(backbone: str, epochs: int, every: int, folder: Path) -> list[tuple[int, float]]:
+def measure(backbone: str, epochs: int, every: int, folder: Path, trim: bool) -> list[tuple[int, float]]:
     """(epoch, MiB) of one training."""
     changes: dict[str, Any] = {
         "schedule": {"pretrain": {"epochs": epochs}, "iterations": 0, "steps": 2},
@@ -42,6 +44,8 @@ def measure(backbone: str, epochs: int, every: int, folder: Path) -> list[tuple[
     def save() -> None:
         original()
         if trainer.state.stage == 0 and trainer.state.epoch % every == 0 and trainer.state.epoch:
+            if trim:
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
             found.append((trainer.state.epoch, resident()))
 
     trainer.save = save  # type: ignore[method-assign]  # a measurement looks on
@@ -58,12 +62,16 @@ def main() -> None:
     parser.add_argument(
         "--return-freed", action="store_true", help="hand freed memory back, as tools/train.py does not"
     )
+    parser.add_argument(
+        "--trim", action="store_true", help="the same, and all that is free before each reading (glibc)"
+    )
     args = parser.parse_args()
-    if not args.return_freed:
+    if not (args.return_freed or args.trim):
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         columns = {
-            backbone: dict(measure(backbone, args.epochs, args.every, Path(name))) for backbone in args.backbones
+            backbone: dict(measure(backbone, args.epochs, args.every, Path(name), args.trim))
+            for backbone in args.backbones
         }
     print(f"\n| epoch | {' | '.join(f'{backbone}, MiB' for backbone in columns)} |\n|{'---|' * (1 + len(columns))}")
     for epoch in range(args.every, args.epochs + 1, args.every):

@@ -65,6 +65,22 @@ def test_the_file_has_the_scores_that_the_run_has(make_config, folder, tmp_path,
     assert f"mIoU {100 * expected:.1f}" in said and "400 points" in said
 
 
+def test_smoothing_is_that_of_the_scores_unless_asked_for(make_config, folder, tmp_path, trained):
+    """A network scored with it predicts with it; both ways the option wins."""
+    smoothed = tmp_path / "run"
+    Trainer(make_config(eval={"smooth": "segments"}), smoothed, CPU).run()
+    found = {}
+    for run_folder in (trained(make_config), smoothed):
+        for option in ((), ("--smooth", "none"), ("--smooth", "segments")):
+            target = tmp_path / f"{len(found)}.npz"
+            assert run(folder / "c.npz", "--checkpoint", checkpoint(run_folder), "--output", target, *option) == 0
+            with np.load(target) as out:
+                found[run_folder, option] = out["confidence"]
+    for run_folder, own, other in ((trained(make_config), "none", "segments"), (smoothed, "segments", "none")):
+        np.testing.assert_array_equal(found[run_folder, ()], found[run_folder, ("--smooth", own)])
+        assert (found[run_folder, ()] != found[run_folder, ("--smooth", other)]).any()
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".pcd", ".npy", ".txt", ".csv", ".las", ".laz"])
 def test_every_format_says_the_same_of_the_same_points(make_config, folder, tmp_path, trained, suffix):
     cloud = read_cloud(folder / "c.npz")
