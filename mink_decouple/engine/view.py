@@ -42,7 +42,7 @@ def sight_of_file(
     """Layers of a file: `colour`, `truth`, `prediction`, `confidence`, as far as it has them.
 
     The labels of a file are `prediction` where it was written by `predict` in place of them (LAS with a `confidence`),
-    else `truth`.
+    and where `truth` is given and it has no other prediction; else `truth`.
 
     Args:
         path: a file that `read_cloud` reads.
@@ -61,7 +61,8 @@ def sight_of_file(
             raise ValueError(f"{truth}: {len(other)} points, {path} has {len(cloud)}")
         if other.labels is None:
             raise ValueError(f"{truth}: has no labels")
-        raw = {**raw, "truth": other.labels}
+        raw = {"prediction": raw.get("prediction", cloud.labels), "truth": other.labels}
+        raw = {name: rows for name, rows in raw.items() if rows is not None}
     known = classes or _classes_of_ids(raw)
     if "rgb" in cloud.features:
         layers["colour"] = cloud.features["rgb"]

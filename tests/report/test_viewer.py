@@ -13,6 +13,7 @@ from mink_decouple.cli import main
 from mink_decouple.data.classes import Classes, save_classes
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import write_cloud
+from mink_decouple.engine.view import sight_of_file
 from mink_decouple.report.viewer import viewer_page, write_page
 
 CLASSES = Classes(
@@ -148,6 +149,17 @@ def test_a_browser_switches_layers_and_hides_classes(tmp_path):
     assert seen["confidence"]["legend"] == [] and len(seen["confidence"]["colors"]) > 50
     assert len(seen["colour"]["colors"]) > 500
     assert seen["turned"]["shown"] == 900 and seen["turned"]["colors"] != seen["truth"]["colors"]
+
+
+def test_labels_of_a_file_beside_a_truth_are_its_prediction(tmp_path):
+    """As of a PLY with classes in `label`: without `truth` they are the truth."""
+    coords, ids = np.random.default_rng(0).random((30, 3)).astype(np.float32), np.arange(30) % 3
+    write_cloud(tmp_path / "mine.ply", PointCloud("m", coords, labels=ids))
+    write_cloud(tmp_path / "truth.ply", PointCloud("t", coords, labels=ids[::-1].copy()))
+    assert list(sight_of_file(tmp_path / "mine.ply").layers) == ["truth"]
+    layers = sight_of_file(tmp_path / "mine.ply", tmp_path / "truth.ply").layers
+    np.testing.assert_array_equal(layers["prediction"], ids)
+    np.testing.assert_array_equal(layers["truth"], ids[::-1])
 
 
 def test_view_of_a_predicted_file_and_its_truth(tmp_path, capsys):
