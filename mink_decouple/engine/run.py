@@ -26,7 +26,7 @@ from mink_decouple.engine.optim import make_optimizer
 from mink_decouple.engine.outcome import highest
 from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.pseudo import labelled_counts, segments_of
-from mink_decouple.engine.runtime import FreedMemory, derive_seed, environment, peak_memory, write_json, write_text
+from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, write_json, write_text
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.snapshots import Snapshots, richest
 from mink_decouple.engine.stages import stages_of
@@ -118,7 +118,6 @@ class Run:
         self.networks = Networks(self.model, config.ema, lambda: make_model(config, self.classes, device))
         self.alignment = self._alignment()
         self.sampler = make_sampler(config, self.scenes)
-        self.freed = FreedMemory()
         self.optimizer: torch.optim.Optimizer | None = None
         self.state = State()
         weight = None

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,32 +42,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             return
-
-
-class FreedMemory:
-    """Hands freed memory back to the kernel once in a while, which bounds what `keep_freed_memory` lets a run hold.
-
-    Where shapes change from step to step, freed blocks are seldom of the size that is asked for next, and a process
-    that hands none back grows for hundreds of epochs. Handing back after every step would cost what keeping them saves.
-
-    Args:
-        seconds: at least so long between two times. Without glibc nothing happens.
-    """
-
-    def __init__(self, seconds: float = 60.0) -> None:
-        self.seconds = seconds
-        self._last = time.monotonic()
-
-    def hand_back(self) -> bool:
-        """Whether it did; call it where little is in use, after an epoch."""
-        if not sys.platform.startswith("linux") or time.monotonic() - self._last < self.seconds:
-            return False
-        self._last = time.monotonic()
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            return False
-        return True
 
 
 def derive_seed(*parts: int | str) -> int:

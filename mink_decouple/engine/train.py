@@ -120,7 +120,6 @@ class Trainer(Run):
                 if config.eval.every == "epoch" and stage.uses_pseudo and not scored_next:
                     self._evaluate(stage, epoch=state.epoch, iteration=stage.iteration)
                 self.save()
-                self.freed.hand_back()
                 self._agree()
                 self.interrupt.stop_if_asked(f"after epoch {state.epoch} of {stage.epochs} of {stage.name}, saved")
 
