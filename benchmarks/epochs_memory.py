@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mink_decouple.config import load_config
+from mink_decouple.config import load_config, merge, parse_overrides
 from mink_decouple.engine.runtime import keep_freed_memory
 from mink_decouple.engine.train import Trainer
 
@@ -30,13 +30,15 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(backbone: str, epochs: int, every: int, folder: Path, trim: bool) -> list[tuple[int, float]]:
+def measure(
+    backbone: str, settings: dict[str, Any], epochs: int, every: int, folder: Path, trim: bool
+) -> list[tuple[int, float]]:
     """(epoch, MiB) of one training."""
     changes: dict[str, Any] = {
         "schedule": {"pretrain": {"epochs": epochs}, "iterations": 0, "steps": 2},
         "view": {"workers": 2},
     }
-    config = load_config(backbone=backbone, overrides=changes)
+    config = load_config(backbone=backbone, overrides=merge(settings, changes))
     found: list[tuple[int, float]] = []
     trainer = Trainer(config, folder / backbone, torch.device("cpu"))
     original = trainer.save
@@ -68,9 +70,10 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.return_freed or args.trim):
         keep_freed_memory()
+    settings = parse_overrides(args.set)
     with tempfile.TemporaryDirectory() as name:
         columns = {
-            backbone: dict(measure(backbone, args.epochs, args.every, Path(name), args.trim))
+            backbone: dict(measure(backbone, settings, args.epochs, args.every, Path(name), args.trim))
             for backbone in args.backbones
         }
     print(f"\n| epoch | {' | '.join(f'{backbone}, MiB' for backbone in columns)} |\n|{'---|' * (1 + len(columns))}")

@@ -61,8 +61,8 @@ def sight_of_file(
             raise ValueError(f"{truth}: {len(other)} points, {path} has {len(cloud)}")
         if other.labels is None:
             raise ValueError(f"{truth}: has no labels")
-        raw = {"prediction": raw.get("prediction", cloud.labels), "truth": other.labels}
-        raw = {name: rows for name, rows in raw.items() if rows is not None}
+        found = raw.get("prediction", cloud.labels)
+        raw = {"truth": other.labels} if found is None else {"prediction": found, "truth": other.labels}
     known = classes or _classes_of_ids(raw)
     if "rgb" in cloud.features:
         layers["colour"] = cloud.features["rgb"]
