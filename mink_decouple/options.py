@@ -53,7 +53,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file for one input file, else a folder")
     parser.add_argument("--votes", type=int, help="passes averaged (default: as the network was scored)")
     parser.add_argument(
-        "--smooth", choices=("none", "segments"), help="average within segments (default: as the network was scored)"
+        "--smooth", choices=("none", "segments"), help="pool within segments (default: as the network was scored)"
     )
     parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")

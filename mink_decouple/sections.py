@@ -201,7 +201,7 @@ class EvalConfig:
     """Voting evaluation on raw points."""
 
     votes: int = setting(4, low=1)  # augmented passes averaged
-    smooth: str = setting("none", choices=("none", "segments"))  # then averaged within each segment, as pseudo.smooth
+    smooth: str = setting("none", choices=("none", "segments"))  # then pooled within each segment
     every_iteration: bool = True  # evaluate after the pre-training and after every iteration
     every: str = setting("iteration", choices=("iteration", "epoch"))  # epoch: after those of I- and joint steps, too
 

@@ -54,6 +54,28 @@ def smooth(probs: np.ndarray, segments: np.ndarray) -> np.ndarray:
     return means
 
 
+LEAST = 1e-4
+"""A probability counts as no less when those of a segment are pooled, so that no point alone rules a class out."""
+
+
+def pool(probs: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """What the points of a segment say together: their probabilities' geometric mean, normalised.
+
+    Where all are of one class and err independently, its posterior has the geometric mean's order (a logarithmic
+    opinion pool, Genest and Zidek 1986).
+
+    Args:
+        probs: (V, C) float32.
+        segments: (V,) int32.
+
+    Returns:
+        (V, C) float32; rows sum to 1.
+    """
+    pooled = np.exp(smooth(np.log(np.maximum(probs, np.float32(LEAST))), segments))
+    pooled /= pooled.sum(1, keepdims=True)
+    return pooled
+
+
 def spread_labels(visible: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """The label that reaches each point: that of the given labels of its segment where they agree.
 

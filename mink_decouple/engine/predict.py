@@ -11,7 +11,7 @@ import torch
 from mink_decouple.config import Config
 from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.sampling import SampleIndex, coverage, middle
-from mink_decouple.data.segments import over_segment, smooth
+from mink_decouple.data.segments import over_segment, pool
 from mink_decouple.data.tiles import Tile, tiles
 from mink_decouple.data.transforms import Sample, linear
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
@@ -100,8 +100,8 @@ def decide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest class of every grid point and its mean probability; see `in_tiles` for the memory it takes.
 
-    With `eval.smooth: segments` the probabilities are averaged within segments of the scene first (`over_segment`), not
-    part of the paper. Segments end at the tiles of a scene of more than `WHOLE_POINTS`.
+    With `eval.smooth: segments` the probabilities are pooled within segments of the scene first (`over_segment`,
+    `pool`), not part of the paper. Segments end at the tiles of a scene of more than `WHOLE_POINTS`.
 
     Returns:
         (V,) int64 train ids and (V,) float32.
@@ -120,7 +120,7 @@ def decide(
     ids, confidence = np.zeros(len(scene.grid), np.int64), np.zeros(len(scene.grid), np.float32)
     for tile, mean in parts:
         if smoothed:
-            mean = smooth(mean, _segments(config, scene, tile.points))
+            mean = pool(mean, _segments(config, scene, tile.points))
         core = tile.points[tile.core]
         ids[core], confidence[core] = mean[tile.core].argmax(1), mean[tile.core].max(1)
     return ids, confidence

@@ -5,7 +5,7 @@ import pytest
 
 from mink_decouple.config import SegmentsConfig
 from mink_decouple.data.grid import GridCloud, subsample
-from mink_decouple.data.segments import over_segment, smooth, spread_labels
+from mink_decouple.data.segments import over_segment, pool, smooth, spread_labels
 from mink_decouple.data.synthetic import make_room
 
 
@@ -95,6 +95,22 @@ def test_the_mean_of_a_segment_is_given_to_its_points():
     np.testing.assert_allclose(found[[0, 1, 3]], np.tile(probs[[0, 1, 3]].mean(0), (3, 1)), atol=1e-6)
     np.testing.assert_array_equal(found[2], probs[2])
     assert found.dtype == np.float32
+
+
+def test_pooled_probabilities_are_bayes_rule_for_points_of_one_class():
+    """Of even priors and independent points; two of three points are sure of class 1, the third says class 0."""
+    probs = np.array([[0.2, 0.8], [0.3, 0.7], [0.9, 0.1], [0.6, 0.4]], np.float32)
+    pooled = pool(probs, np.array([0, 0, 0, 1]))
+    odds = (0.2 * 0.3 * 0.9) / (0.8 * 0.7 * 0.1)
+    np.testing.assert_allclose(pooled[0, 0] / pooled[0, 1], odds ** (1 / 3), rtol=1e-5)
+    np.testing.assert_allclose(pooled.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(pooled[3], probs[3], rtol=1e-6)
+    assert (pooled[:3] == pooled[0]).all()
+
+
+def test_no_point_alone_rules_a_class_out():
+    pooled = pool(np.array([[0.0, 1.0], *9 * [[0.99, 0.01]]], np.float32), np.zeros(10, np.int32))
+    assert np.isfinite(pooled).all() and pooled[0].argmax() == 0
 
 
 def test_segments_of_one_point_leave_probabilities_as_they_are():

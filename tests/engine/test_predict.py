@@ -45,7 +45,7 @@ def test_a_sparse_network_trained_on_crops_is_asked_for_the_whole(make_config):
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("minkunet", 0), ("randla", 80)])
-def test_smoothed_decisions_are_those_of_the_mean_of_each_segment(make_config, backbone, size):
+def test_smoothed_decisions_are_those_of_the_geometric_mean_of_each_segment(make_config, backbone, size):
     options = {"view": {"crop_points": size}, "segments": {"scale": 4.0, "most": 40}}
     plain, smoothed = (make_config(backbone, **options, eval={"smooth": how}) for how in ("none", "segments"))
     scenes, classes = scenes_of(plain)
@@ -56,7 +56,8 @@ def test_smoothed_decisions_are_those_of_the_mean_of_each_segment(make_config, b
     assert 1 < segments.max() + 1 < len(grid)
     for number in range(segments.max() + 1):
         inside = segments == number
-        mean = raw[inside].mean(0)
+        mean = np.exp(np.log(raw[inside].astype(np.float64)).mean(0))
+        mean /= mean.sum()
         assert (ids[inside] == mean.argmax()).all()
         np.testing.assert_allclose(confidence[inside], mean.max(), rtol=1e-5)
     assert (confidence != decide(model, plain, scenes[0], 3, CPU, votes=2)[1]).any(), "the test can tell"
