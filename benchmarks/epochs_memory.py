@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--return-freed", action="store_true", help="hand freed memory back, as tools/train.py does not"
     )
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="settings of the main job")
     parser.add_argument(
         "--trim", action="store_true", help="the same, and all that is free before each reading (glibc)"
     )
