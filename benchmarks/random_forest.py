@@ -212,17 +212,20 @@ def run(config: Config, seeds: Sequence[int], radii: Sequence[float] | None = No
     ground = config.data.height == "ground"
     settings = Settings(tuple(radii or default_radii(train[0].coords, ground)), trees=trees, ground=ground)
     names = dataset.classes.names
+    shared = set.intersection(*(set(cloud.features) for cloud in [*train, *test]))  # a forest needs the same columns
+
+    def described(cloud: PointCloud, rows: NDArray[np.int64] | None = None) -> Array:
+        kept = {name: values for name, values in cloud.features.items() if name in shared}
+        return features(cloud.coords, kept, settings, rows)
+
     started = time.perf_counter()
-    tables = [
-        features(cloud.coords, cloud.features, settings)
-        for cloud in tqdm(test, desc="features", unit="scene", disable=None)
-    ]
+    tables = [described(cloud) for cloud in tqdm(test, desc="features", unit="scene", disable=None)]
     seconds = {"test_features": time.perf_counter() - started}
     runs = []
     for seed in tqdm(seeds, desc="forests", unit="seed", disable=None):
         labels = visible_labels(config, dataset, train, seed)
         begun = time.perf_counter()
-        rows = [features(cloud.coords, cloud.features, settings, labels.index[cloud.name]) for cloud in train]
+        rows = [described(cloud, labels.index[cloud.name]) for cloud in train]
         forest, scores = fit(
             np.concatenate(rows), np.concatenate([labels.label[cloud.name] for cloud in train]), seed, settings
         )

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mink_decouple.config import load_config
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io import write_cloud
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -146,6 +150,26 @@ def test_spread_is_the_sample_deviation_over_known_values():
     mean, deviation = rf.spread([1.0, 2.0, 3.0, float("nan")])
     assert mean == 2.0 and deviation == pytest.approx(1.0)
     assert rf.spread([4.0]) == (4.0, 0.0)
+
+
+def test_clouds_of_different_columns_are_described_by_those_they_share(tmp_path):
+    """As tiles of two deliveries are, one of them with colours."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        coloured = {} if number == 1 else {"rgb": rng.random((200, 3), dtype=np.float32)}
+        label, coords = 1 + np.arange(200) % 2, rng.random((200, 3), dtype=np.float32)
+        values = {"intensity": (label + 0.1 * rng.random(200)).astype(np.float32), **coloured}
+        write_cloud(tmp_path / "clouds" / f"{number}.npz", PointCloud("c", coords, features=values, labels=label))
+    (tmp_path / "classes.yaml").write_text("classes: {a: {raw: [1]}, b: {raw: [2]}}\n")
+    data = {
+        "dataset": "folder",
+        "root": str(tmp_path / "clouds"),
+        "classes": str(tmp_path / "classes.yaml"),
+        "splits": {"train": ["0", "1"], "val": ["2"]},
+        "features": ["intensity"],
+    }
+    config = load_config(overrides={"data": data, "labels": {"budget": "10%"}})
+    assert rf.run(config, [0], radii=[0.5], trees=5)["mean"]["oa"] > 0.9
 
 
 def test_the_command_scores_the_embedded_rooms_and_refuses_a_wrong_budget(tmp_path, monkeypatch, capsys):
