@@ -28,6 +28,15 @@ def look(number: int) -> dict[str, Any]:
     }
 
 
+def mark(number: int) -> dict[str, Any]:
+    """Colour and shape of the point of a setting; no two of the first 64 look alike."""
+    shapes = "osD^vP*X"
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "marker": shapes[(number // len(PALETTE) + number) % len(shapes)],
+    }
+
+
 def iou_curves(groups: Mapping[str, Sequence[Record]], classes: Sequence[str]) -> str:
     """IoU of each class and mIoU after each scored stage, a line for each setting, its spread over seeds as a band."""
     panels = ["mIoU", *classes]
@@ -124,11 +133,8 @@ def cost_chart(points: Mapping[str, tuple[float, float]]) -> str:
     """Accuracy over cost, a point for each setting: name -> (minutes of training, mIoU in percent)."""
     figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
-    marks = "osD^vP*X"
     for number, (name, (minutes, score)) in enumerate(points.items()):
-        axes.scatter(
-            [minutes], [score], s=45, marker=marks[number % len(marks)], color=look(number)["color"], label=name
-        )
+        axes.scatter([minutes], [score], s=45, label=name, **mark(number))
     axes.set_xlabel("minutes of training, pseudo-labels and scoring", fontsize=9)
     axes.set_ylabel("mIoU, %", fontsize=9)
     axes.set_xlim(left=0)

@@ -227,3 +227,11 @@ def test_a_projection_colours_a_head_class_and_the_two_rarest():
     classes = Classes(("a", "b", "c", "d"), np.zeros((4, 3), np.uint8), {c: c for c in range(4)}, frozenset())
     uri, shown = projection(features, ["pretrain"], classes, {"head": [1]}, "tsne")
     assert uri.startswith("data:image/png;base64,") and shown == ["b", "c", "d"]
+
+
+def test_no_two_settings_look_alike():
+    """A study of ten settings has more of them than colours."""
+    from mink_decouple.report.charts import look, mark
+
+    assert len({tuple(mark(number).values()) for number in range(64)}) == 64
+    assert len({tuple(look(number).values()) for number in range(32)}) == 32
