@@ -11,14 +11,15 @@ MARK = "mink_decouple comparison"
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1.5rem; color: #1b1b1b;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1480px; margin: 0 auto; padding: 1.5rem; color: #1b1b1b;
   background: #fff; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } nav a { margin-right: 1rem; } p { max-width: 75ch; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; margin: .5rem 0; }
-th, td { padding: .28rem .55rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; } thead th { border-bottom: 2px solid #999; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .78rem; margin: .5rem 0; }
+th, td { padding: .25rem .3rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; } thead th { border-bottom: 2px solid #999;
+  white-space: normal; vertical-align: bottom; }
 thead th.sortable { cursor: pointer; } thead th.sortable::after { content: " \\2195"; color: #888; }
 td.best { font-weight: 700; text-decoration: underline; } .quiet { color: #595959; }
 figure { display: inline-block; margin: .3rem .6rem .3rem 0; vertical-align: top; }
