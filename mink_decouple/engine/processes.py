@@ -174,7 +174,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     elif os.environ.get("OMP_NUM_THREADS") == "1":
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    distributed.init_process_group(backend, timeout=PATIENCE, **_meeting_place())
     try:
         processes = Processes(distributed.get_rank(), size)
         if not processes.first:
@@ -182,6 +182,20 @@ def joined(device: torch.device) -> Iterator[Processes]:
         yield processes
     finally:
         distributed.destroy_process_group()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes find each other, for `init_process_group`.
+
+    torchrun keeps one store over its restarts, in which the addresses of killed processes stay: who reads one of them
+    before it is written anew waits for ever. On one machine every restart has a name; on several, where only the
+    machine of the failure counts it, none is known to all.
+    """
+    if not restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    attempt = distributed.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": attempt, "rank": rank, "world_size": size}
 
 
 def restarted() -> bool:

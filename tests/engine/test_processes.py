@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import distributed, nn
 
 from mink_decouple.cli import main
 from mink_decouple.config import dump, merge
@@ -167,6 +167,38 @@ def test_torchrun_starts_killed_processes_again_and_they_go_on(command, tmp_path
     told = several.communicate(timeout=240)[0]
     assert several.returncode == 0, told
     assert "resuming at pretrain" in told and (tmp_path / "run" / "metrics.json").is_file()
+
+
+JOINS = """
+import os, signal, torch
+from mink_decouple.engine.processes import joined
+with joined(torch.device("cpu")) as processes:
+    print(int(processes.total(torch.tensor([1]))), flush=True)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("order", ["10", "01"])
+def test_restarted_processes_do_not_look_for_those_that_were_killed(order):
+    """torchrun keeps its store over a restart, and the one that is first back finds old addresses in it."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "2"}
+    agent |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for restart in ("0", "1"):
+        started = []
+        for rank in order:
+            place = {**os.environ, **agent, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": restart}
+            started.append(
+                subprocess.Popen([sys.executable, "-c", JOINS], env=place, stdout=subprocess.PIPE, text=True)
+            )
+            if restart == "1" and rank == order[0]:
+                time.sleep(8.0)  # long enough to have looked
+        try:
+            assert [process.communicate(timeout=60)[0].split() for process in started] == [["2"], ["2"]]
+        finally:
+            for process in started:
+                process.kill()
 
 
 def test_a_loss_that_is_not_finite_stops_all_and_one_names_its_scenes(make_config, tmp_path):
