@@ -11,10 +11,12 @@ weighting of the classes.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rescore import SCORES, row
 
 from mink_decouple import config as configuration
 from mink_decouple.config import override, parse_overrides
@@ -84,15 +86,15 @@ def main() -> None:
     keep_freed_memory()
     found = {folder.name: again(folder, parse_overrides(args.set), args.weights) for folder in args.runs}
     print("\n| run | classifier | mIoU | head | waist | tail |\n|---|---|---|---|---|---|")
-    scores = ("miou", "head_iou", "waist_iou", "tail_iou")
-    for name, rows in found.items():
-        for row, report in rows.items():
-            print(f"| {name} | {row} | {' | '.join(f'{100 * report[key]:.1f}' for key in scores)} |")
-    for row in next(iter(found.values())):
-        values = torch.tensor([[100 * rows[row][key] for key in scores] for rows in found.values()])
-        spread = values.std(0) if len(values) > 1 else torch.zeros(len(scores))
-        told = (f"{mean:.1f} ± {off:.1f}" for mean, off in zip(values.mean(0).tolist(), spread.tolist(), strict=True))
-        print(f"| mean of {len(values)} | {row} | {' | '.join(told)} |")
+
+    def scores(runs: Iterable[str], name: str) -> torch.Tensor:
+        return torch.tensor([[100 * found[run][name][key] for key in SCORES] for run in runs])
+
+    for run, rows in found.items():
+        for name in rows:
+            print(row(f"{run} | {name}", scores([run], name)))
+    for name in next(iter(found.values())):
+        print(row(f"mean of {len(found)} | {name}", scores(found, name)))
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ def _meeting_place() -> dict[str, Any]:
     """Where the processes find each other, for `init_process_group`.
 
     torchrun keeps one store over its restarts, in which the addresses of killed processes stay: who reads one of them
-    before it is written anew waits for ever. On one machine every restart has a name; on several, where only the
-    machine of the failure counts it, none is known to all.
+    before it is written anew waits as long as `PATIENCE`. On one machine every restart has a name; on several, where
+    only the machine of the failure counts it, none is known to all.
     """
     if not restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return {}
