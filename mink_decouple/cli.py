@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
         say(f"run folder: {output}")
         resume = args.resume or (restarted() and output.is_dir() and any(output.iterdir()))
         with named_settings(config, training=True):
-            result = Trainer(config, output, device, resume, processes).run()
+            result = Trainer(config, output, device, resume, processes, args.pretrained).run()
     if result is not None:
         from mink_decouple.present import present
 

@@ -239,6 +239,32 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def pretraining(config: Config) -> Config:
+    """The configuration with every setting at its default that the pre-training does not depend on.
+
+    Runs of one seed for which these are equal share their pre-training to the last bit. The names of recipes, the
+    checkpoints kept and the way to score do not count.
+    """
+    later: dict[str, Any] = {"recipe": Config.recipe, "checkpoints": CheckpointsConfig(), "eval": EvalConfig()}
+    if config.schedule.mode != "supervised":  # that lasts as long as all stages together
+        labels, kept = config.labels, ["class_weight", "absent", *_ERDA]
+        if labels.spread == "segments" and labels.spread_in == "all":
+            kept += ["seg_norm", "seg_lambda", "pseudo_weight"]
+        else:
+            later["labels"] = dataclasses.replace(labels, spread="none", spread_in="pseudo")
+            later["segments"] = SegmentsConfig()
+        later["loss"] = LossConfig(**{key: getattr(config.loss, key) for key in kept})
+        schedule, default = config.schedule, ScheduleConfig()
+        later["schedule"] = dataclasses.replace(
+            schedule, mode="decoupled", iterations=1, i_step=default.i_step, ii_step=default.ii_step
+        )
+        later |= {"pseudo": PseudoConfig(), "ii": SecondStepConfig()}
+    return dataclasses.replace(config, **later)
+
+
+_ERDA = ("erda", "erda_stages", "erda_momentum", "erda_temperature")
+
+
 def _changed(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     changed = {}
     for key, value in tree.items():

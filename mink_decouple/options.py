@@ -33,6 +33,12 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="a name in configs/recipes, for example supervised or table5/row2, or a file")
     parser.add_argument("--output", type=Path, help="run folder (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="RUN",
+        help="take the pre-training of a run that kept it in place of training it",
+    )
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:

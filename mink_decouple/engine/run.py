@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mink_decouple.config import Config, digest, dump
+from mink_decouple.config import Config, digest, dump, loads, pretraining
 from mink_decouple.data.classes import Classes
 from mink_decouple.decouple.balance import GradientRatio
 from mink_decouple.decouple.erda import Alignment
@@ -42,6 +42,9 @@ from mink_decouple.engine.state import (
 from mink_decouple.metrics import ClassGroups, class_groups
 from mink_decouple.models.segmenter import Segmenter
 
+PRETRAINED = "pretrain"
+"""The stage that runs can share, and its checkpoint."""
+
 
 class Run:
     """One run: its data, networks and state, from the beginning or from a checkpoint.
@@ -52,14 +55,22 @@ class Run:
         device: where to train.
         resume: continue from `output/checkpoints/last.pt`.
         processes: of the run; each makes one with the same arguments.
+        pretrained: run folder, or its `checkpoints/pretrain.pt`, whose pre-training a new run takes over; None trains
+            one. Nothing comes out differently.
 
     Raises:
         ValueError: the folder holds a run already, another process trains into it, or the checkpoint is of another
-            configuration or class list.
+            configuration or class list, or the pre-training is none of these settings and labels.
     """
 
     def __init__(
-        self, config: Config, output: Path, device: torch.device, resume: bool = False, processes: Processes = ALONE
+        self,
+        config: Config,
+        output: Path,
+        device: torch.device,
+        resume: bool = False,
+        processes: Processes = ALONE,
+        pretrained: Path | None = None,
     ) -> None:
         self.config, self.output, self.device, self.processes = config, output, device, processes
         self.last = output / "checkpoints" / "last.pt"
@@ -67,7 +78,7 @@ class Run:
         self.lock: RunLock | None = None
         require_shares(config, processes.size)
         if processes.first:
-            self._open(resume)
+            self._open(resume, pretrained)
             processes.wait()
         else:  # the first one has prepared the data, drawn the labels and written a checkpoint: go on from that
             processes.wait()
@@ -77,8 +88,8 @@ class Run:
             self._restore(saved)
         processes.wait()
 
-    def _open(self, resume: bool) -> None:
-        """Begin the run or take it up again."""
+    def _open(self, resume: bool, pretrained: Path | None) -> None:
+        """Begin the run, after the pre-training of another one where given, or take it up again."""
         begun = self.output / "config.yaml"
         held = begun.is_file() or self.last.parent.is_dir()
         self.lock = RunLock(self.output) if resume and held else None
@@ -88,7 +99,7 @@ class Run:
                 require_same_settings(begun, begun.read_text(encoding="utf-8"), self.config)
             self._make(saved)
             if saved is None:
-                self._begin()
+                self._begin(None if pretrained is None else self._take_over(pretrained))
             else:
                 self._restore(saved)
         except BaseException:
@@ -128,7 +139,7 @@ class Run:
         try_settings(config, self.model, self.scenes, self.eval_scenes, self.count)
         self.events: Events | Silent
 
-    def _begin(self) -> None:
+    def _begin(self, pretrained: Path | None) -> None:
         """Write what a run folder begins with."""
         self.output.mkdir(parents=True, exist_ok=True)
         if self.lock is None:
@@ -136,6 +147,8 @@ class Run:
             saved_run(self.output, resume=False)  # another process may have begun a run since the first look
         write_text(self.output / "config.yaml", dump(self.config))
         about = {**environment(self.device), "seed": self.config.seed, "digest": digest(self.config)}
+        if pretrained is not None:
+            about["pretrained"] = str(pretrained)
         write_json(self.output / "environment.json", about)
         self.labels.save(self.output / "labels.npz")
         self.events = Events(self.output)
@@ -184,16 +197,43 @@ class Run:
                 content["alignment"] = self.alignment.state_dict()
         return content
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
+    def _pretrained(self) -> dict[str, Any]:
+        """A checkpoint at the end of the pre-training, which other runs can begin after."""
+        return {**self._content(None), "optimizer": None, "after": PRETRAINED}
+
+    def _take_over(self, source: Path) -> Path:
+        """Go to the end of the pre-training of another run, before its score; returns the checkpoint's file."""
+        path = source / "checkpoints" / f"{PRETRAINED}.pt" if source.is_dir() else source
+        advice = "give the checkpoints/pretrain.pt of a run with --set checkpoints.stages=true"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; {advice}")
+        saved = checkpoint.load(path)
+        if saved.get("after") != PRETRAINED or "state" not in saved:
+            raise ValueError(f"{path}: is no pre-training to go on from; {advice}")
+        theirs = {**saved, "config": dump(pretraining(loads(saved["config"], str(path))))}
+        fixed = pretraining(self.config), self.classes.names, self.labels
+        require_same_run(path, theirs, *fixed, advice="take a pre-training of the same settings, or none")
+        self._load(saved)
+        found = State.unpack(saved["state"])
+        seconds = {key: value for key, value in found.seconds.items() if key == PRETRAINED}
+        self.state = State(epoch=found.epoch, step=found.step, seconds=seconds, peak=found.peak)
+        say(f"pre-training of {path}")
+        return path
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        """Take weights, and what else the steps so far have moved, from a checkpoint."""
         if saved.get("engine") != self.model.engine:
             say(f"trained so far on the engine {saved.get('engine')}, going on with {self.model.engine}")
         self.networks.load(saved["model"], saved.get("ema"))
         if self.alignment is not None:
             self.alignment.load_state_dict(saved["alignment"])
-        self.state = State.unpack(saved["state"])
         self.sampler.load_state_dict(saved["sampler"])
         self.ratio.load_state_dict(saved["ratio"])
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
+        self._load(saved)
+        self.state = State.unpack(saved["state"])
         if saved["optimizer"] is not None:
             self.optimizer = self._optimizer(self.stages[self.state.stage])
             self.optimizer.load_state_dict(saved["optimizer"])

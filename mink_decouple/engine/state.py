@@ -106,13 +106,18 @@ def saved_run(output: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def require_same_run(
-    path: Path, saved: dict[str, Any], config: Config, classes: Sequence[str], labels: LabelSet
+    path: Path,
+    saved: dict[str, Any],
+    config: Config,
+    classes: Sequence[str],
+    labels: LabelSet,
+    advice: str = "resume with the same settings",
 ) -> None:
     """Raises ValueError where a checkpoint was made with other settings, classes or labels than those at hand.
 
     `FREE` settings may differ: weights and optimizer state are the same with each.
     """
-    require_same_settings(path, saved["config"], config)
+    require_same_settings(path, saved["config"], config, advice)
     checkpoint.require_classes(path, saved, tuple(classes))
     if saved["labels_checksum"] != labels.checksum:
         raise ValueError(f"{path.parents[1] / 'labels.npz'}: not the labels this run began with")
@@ -168,15 +173,13 @@ def try_settings(
     make_batch(config, classes, [item], compose(config.augment), generator(config.seed, "try"))
 
 
-def require_same_settings(path: Path, text: str, config: Config) -> None:
+def require_same_settings(path: Path, text: str, config: Config, advice: str = "resume with the same settings") -> None:
     """Raises ValueError where the resolved configuration `text` of `path` differs from `config` in more than `FREE`."""
     before, after = _settings(dump(loads(text, str(path)))), _settings(dump(config))  # the first may lack new settings
     if before != after:
         pairs = zip(before, after, strict=False)
         then, now = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("shorter", "longer"))
-        raise ValueError(
-            f"{path}: the configuration changed since ({then!r} became {now!r}); resume with the same settings"
-        )
+        raise ValueError(f"{path}: the configuration changed since ({then!r} became {now!r}); {advice}")
 
 
 def _settings(text: str) -> list[str]:

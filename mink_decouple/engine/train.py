@@ -339,7 +339,8 @@ class Trainer(Run):
             if self.processes.first:
                 checkpoint.save(self.last.with_name("best.pt"), self._content(stage.name))
         if self.config.checkpoints.stages and self.processes.first:
-            checkpoint.save(self.last.with_name(f"{stage.name}.pt"), self._content(stage.name))
+            content = self._pretrained() if stage.kind == "pretrain" else self._content(stage.name)
+            checkpoint.save(self.last.with_name(f"{stage.name}.pt"), content)
 
     def _evaluate(self, stage: Stage, **place: int) -> ConfusionMatrix:
         """Score the network of the moment on the evaluation split; `place` goes into the event."""

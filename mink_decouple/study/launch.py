@@ -9,15 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean
 from typing import Any
 
-from mink_decouple.config import dump, load_config
+from mink_decouple.config import CheckpointsConfig, Config, dump, load_config
 from mink_decouple.study.grid import Cell
 
 MEMORY_OF_A_RUN = 3 * 2**30
@@ -66,8 +66,13 @@ def state(folder: Path, recorded: bool) -> str:
 def require_settings(folder: Path, cell: Cell) -> None:
     """Raises ValueError where the folder of a cell holds a run of other settings."""
     file = folder / "config.yaml"
-    if file.is_file() and load_config(file) != cell.config:
+    if file.is_file() and _alike(load_config(file)) != _alike(cell.config):
         raise ValueError(f"{folder}: holds a run of other settings; choose another --output")
+
+
+def _alike(config: Config) -> Config:
+    """Without what a run keeps, which no figure depends on."""
+    return replace(config, checkpoints=CheckpointsConfig())
 
 
 def simultaneous(device: str, asked: int | None) -> int:
@@ -89,13 +94,17 @@ class Launcher:
         output: folder of the run folders and their logs.
         jobs: trainings at once.
         device: "cpu" or "cuda"; each GPU then holds one training in turn.
+        leaders: by the name of a cell, that of the run whose pre-training it takes over, which comes earlier or is
+            there already. It waits until the pre-training is over, and where it fails trains its own.
 
     A process has its share of the cores. The ones still running are stopped where the caller is interrupted, as Ctrl-C
     stops them: what they did until their last checkpoint is kept.
     """
 
-    def __init__(self, output: Path, jobs: int, device: str) -> None:
+    def __init__(self, output: Path, jobs: int, device: str, leaders: Mapping[str, str] | None = None) -> None:
         self.output, self.jobs, self.device = output, jobs, device
+        self.leaders = leaders or {}
+        self._training: set[str] = set()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -115,6 +124,7 @@ class Launcher:
         """
         before = _on_termination(_interrupt)
         with ThreadPoolExecutor(self.jobs) as pool:
+            self._training = {cell.name for cell in cells}
             waiting = {pool.submit(self._train, cell): cell for cell in cells}
             try:
                 for future in as_completed(waiting):
@@ -136,13 +146,16 @@ class Launcher:
     def _train(self, cell: Cell) -> tuple[int, float]:
         place, began = self._places.get(), time.perf_counter()
         try:
-            folder = self.output / cell.name
+            folder, config = self.output / cell.name, cell.config
             if state(folder, False) == "cut off":
                 set_aside(folder)
+            if cell.name in self.leaders.values():
+                config = replace(config, checkpoints=replace(config.checkpoints, stages=True))
             settings = self.output / f"{cell.name}.yaml"
-            settings.write_text(dump(cell.config), encoding="utf-8")
-            resume = ["--resume"] if state(folder, False) == "begun" else []
-            command = [*TRAIN, "--config", str(settings), "--output", str(folder), "--device", self.device, *resume]
+            settings.write_text(dump(config), encoding="utf-8")
+            how = ["--resume"] if state(folder, False) == "begun" else self._pretrained(cell)
+            began = time.perf_counter()
+            command = [*TRAIN, "--config", str(settings), "--output", str(folder), "--device", self.device, *how]
             with self._log(cell).open("ab") as log:
                 with self._lock:
                     if self._stopped:
@@ -156,7 +169,18 @@ class Launcher:
                 self._running.discard(process)
             return code, time.perf_counter() - began
         finally:
+            self._training.discard(cell.name)
             self._places.put(place)
+
+    def _pretrained(self, cell: Cell) -> list[str]:
+        """Wait for the pre-training that a cell takes over; the arguments for that, none where there is none."""
+        leader = self.leaders.get(cell.name)
+        if leader is None:
+            return []
+        file = pretraining_of(self.output / leader)
+        while not file.is_file() and leader in self._training and not self._stopped:
+            time.sleep(1.0)
+        return ["--pretrained", str(file)] if file.is_file() else []
 
     def _environment(self, place: int) -> dict[str, str]:
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
@@ -175,6 +199,11 @@ class Launcher:
             self._stopped = True
             for process in self._running:
                 process.send_signal(signal.SIGINT)
+
+
+def pretraining_of(folder: Path) -> Path:
+    """The checkpoint of a run folder that other runs can begin after."""
+    return folder / "checkpoints" / "pretrain.pt"
 
 
 def set_aside(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mink_decouple.config import digest
+from mink_decouple.config import Config, digest, load_config, pretraining
 from mink_decouple.report import records as kept
 from mink_decouple.study.grid import Cell, expand, read_experiment
 from mink_decouple.study.launch import (
@@ -21,6 +21,7 @@ from mink_decouple.study.launch import (
     Outcome,
     expected,
     outcome,
+    pretraining_of,
     require_settings,
     simultaneous,
     state,
@@ -119,6 +120,10 @@ class Study:
                 self._record(self.folder(cell))
             elif self.state(cell) == "cut off":
                 print(f"{cell.name}: stopped before its first checkpoint; set aside and begun anew", flush=True)
+        leaders = self._leaders(missing)
+        missing.sort(key=lambda cell: cell.name not in leaders.values())
+        if leaders:
+            print(f"{len(leaders)} of {len(missing)} trainings take over the pre-training of another", flush=True)
         failures: list[Failure] = []
         with _progress(len(trained), len(trained) - len(missing)) as advance:
 
@@ -126,7 +131,7 @@ class Study:
                 self._record(folder)
                 missing.remove(cell)
                 known = self._seconds()
-                left = [expected(other, known) or seconds for other in missing]
+                left = [self._left(other, known, leaders) or seconds for other in missing]
                 one = outcome(folder)
                 assert one is not None
                 scores = ", ".join(
@@ -140,7 +145,7 @@ class Study:
                 failures.append(failure)
                 advance(f"{failure.cell.name}: FAILED, {failure.reason}")
 
-            Launcher(self.output, jobs, device).run(list(missing), done, failed)
+            Launcher(self.output, jobs, device, leaders).run(list(missing), done, failed)
         return failures
 
     def table(self) -> Iterator[str]:
@@ -162,6 +167,26 @@ class Study:
     def _seconds(self) -> list[tuple[Cell, float]]:
         return [(cell, sum(one.seconds.values())) for cell, one in self.finished() if one.seconds]
 
+    def _leaders(self, missing: Sequence[Cell]) -> dict[str, str]:
+        """By the name of a run to begin, that of the one whose pre-training it takes over: the same to the last bit."""
+        found = dict[tuple[str, int], str]()
+        for folder in sorted(self.output.iterdir()):
+            if pretraining_of(folder).is_file() and (folder / "config.yaml").is_file():
+                found.setdefault(_pretraining_key(load_config(folder / "config.yaml")), folder.name)
+        leaders = {}
+        for cell in missing:
+            leader = found.setdefault(_pretraining_key(cell.config), cell.name)
+            if leader != cell.name and self.state(cell) != "begun":
+                leaders[cell.name] = leader
+        return leaders
+
+    def _left(self, cell: Cell, known: Sequence[tuple[Cell, float]], leaders: Mapping[str, str]) -> float | None:
+        """Seconds that a run is expected to take."""
+        if cell.name not in leaders:
+            return expected(cell, known)
+        spared = {cell.name: one.seconds.get("pretrain", 0.0) for cell, one in self.finished()}
+        return expected(cell, [(other, seconds - spared[other.name]) for other, seconds in known])
+
     def _key(self, cell: Cell) -> tuple[str, int]:
         return digest(cell.config), cell.config.seed
 
@@ -173,6 +198,10 @@ class Study:
             self.recorded[record.digest, record.seed] = record
             self.records.parent.mkdir(parents=True, exist_ok=True)
             kept.save(self.records, list(self.recorded.values()))
+
+
+def _pretraining_key(config: Config) -> tuple[str, int]:
+    return digest(pretraining(config)), config.seed
 
 
 @contextmanager

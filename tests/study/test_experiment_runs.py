@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,9 +43,13 @@ CHECK
 output.mkdir(parents=True)
 scores = dict.fromkeys(["miou", "head_iou", "waist_iou", "tail_iou"], 0.5)
 metrics = {**scores, "pretrained": {"miou": 0.25}, "iou": {}, "label_budget": {}, "parameters": {}}
-(output / "metrics.json").write_text(json.dumps(metrics))
 (output / "environment.json").write_text(json.dumps({"digest": "d"}))
 shutil.copy(sys.argv[sys.argv.index("--config") + 1], output / "config.yaml")
+if "stages: true" in (output / "config.yaml").read_text():
+    (output / "checkpoints").mkdir()
+    (output / "checkpoints" / "pretrain.pt").write_text("weights")
+(output / "metrics.part").write_text(json.dumps(metrics))
+(output / "metrics.part").rename(output / "metrics.json")
 """
 
 
@@ -194,6 +199,61 @@ def test_list_runs_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("to do") == 3 and "2 to do" in said
     assert not (tmp_path / "out").exists()
+
+
+FAMILY = "backbones: [minkunet]\nrecipes: [paper, table5/row1, supervised, table5/row2]\nseeds: [0, 1]\nlabels: [1pt]\n"
+"""Of each seed, the first two and the last share their pre-training."""
+
+
+def test_runs_wait_for_the_pre_training_that_they_share(tmp_path, capsys, fake_training):
+    fake_training("""
+import time
+seed, first, plain = output.name[-1], "paper" in output.name, "supervised" in output.name
+if first:
+    time.sleep(1.5)
+taken = sys.argv[sys.argv.index("--pretrained") + 1] if "--pretrained" in sys.argv else None
+assert (taken is None) == (first or plain), output.name
+assert taken is None or f"minkunet-1pt-paper-seed{seed}/checkpoints" in pathlib.Path(taken).as_posix()
+assert taken is None or pathlib.Path(taken).read_text() == "weights"
+""")
+    arguments = ["experiment", str(grid(tmp_path, FAMILY)), "--output", str(tmp_path / "out"), "--jobs", "8"]
+    assert main(arguments) == 0
+    assert "4 of 8 trainings take over the pre-training of another" in capsys.readouterr().out
+    for follower in (tmp_path / "out").glob("*row*"):  # and where the pre-training is there already
+        if follower.is_dir():
+            shutil.rmtree(follower)
+    assert main(arguments) == 0
+    assert "4 of 4 trainings take over the pre-training of another" in capsys.readouterr().out
+    other = ["experiment", str(grid(tmp_path, FAMILY.replace("row1", "row3").replace("paper", "table7/ii_step")))]
+    assert main([*other, *arguments[2:], "--only", "ii_step"]) == 0  # a run of another experiment in the same folder
+    assert "2 of 2 trainings take over the pre-training of another" in capsys.readouterr().out
+
+
+def test_runs_train_their_own_pre_training_where_the_one_they_wait_for_fails(tmp_path, capsys, fake_training):
+    fake_training("""
+if "paper" in output.name:
+    sys.exit("error: no luck")
+assert "--pretrained" not in sys.argv
+""")
+    arguments = ["experiment", str(grid(tmp_path, FAMILY)), "--output", str(tmp_path / "out"), "--jobs", "2"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.err.count("failed: ") == 2 and said.out.count("| 2 |") == 3
+
+
+@pytest.mark.slow
+def test_a_shared_pre_training_changes_no_figure(tmp_path):
+    """Real trainings: the followers' figures are those of trainings of their own."""
+    text = TINY.replace("[supervised, decoupled]", "[table5/row1, table5/row2]").replace("reference: supervised", "")
+    file = grid(tmp_path, text)
+    assert main(["experiment", str(file), "--output", str(tmp_path / "shared"), "--jobs", "1"]) == 0
+    second = "minkunet-1pt-table5-row2-seed0"
+    assert "pre-training of" in (tmp_path / "shared" / f"{second}.log").read_text()
+    alone = ["experiment", str(file), "--output", str(tmp_path / "alone"), "--jobs", "1", "--only", second]
+    assert main(alone) == 0
+    assert "pre-training of" not in (tmp_path / "alone" / f"{second}.log").read_text()
+    for name in ("metrics.json", "metrics.jsonl"):
+        assert (tmp_path / "shared" / second / name).read_bytes() == (tmp_path / "alone" / second / name).read_bytes()
 
 
 @pytest.mark.slow
