@@ -158,6 +158,15 @@ def test_torchrun_s_processes_stop_together_and_any_number_goes_on(command, tmp_
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
+def test_two_processes_take_over_the_pre_training_of_one(command, tmp_path):
+    alone = [*command[:-1], str(tmp_path / "first"), "--set", "checkpoints.stages=true"]
+    finish(launch(alone, 1))
+    told = finish(launch([*command, "--pretrained", str(tmp_path / "first")], 2))
+    assert "pre-training of" in told[0] and not told[1]
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "run"))
+    assert first["pretrained"] == second["pretrained"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux' /proc")
 def test_torchrun_starts_killed_processes_again_and_they_go_on(command, tmp_path):
     several = torchrun(command, "--max-restarts", "1")
