@@ -87,10 +87,12 @@ def train(args: argparse.Namespace) -> None:
     from mink_decouple.engine.train import Trainer
 
     device = choose_device(args.device)
-    config = _config(args)
     for name, asked in (("--resume", args.resume), ("--max-restarts", may_restart())):
         if asked and args.output is None:
             raise ValueError(f"{name}: needs --output, the folder of the run to continue")
+    if args.resume and args.config is None and (args.output / "config.yaml").is_file():
+        args.config = args.output / "config.yaml"
+    config = _config(args)
     if device.type == "cpu":
         keep_freed_memory()
     with joined(device) as processes:

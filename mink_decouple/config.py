@@ -182,7 +182,7 @@ def load_config(
     tree = read_tree(path)
     if tree.pop("resolved", False):
         for name, value in (("backbone", backbone), ("recipe", recipe)):
-            if value is not None and value != tree.get(name):
+            if value is not None and ALIASES.get(value, value) != tree.get(name):
                 raise ConfigError(f"{path}: a resolved configuration is for {name} {tree.get(name)!r}, not {value!r}")
         return build(merge(tree, overrides), str(path))
     sections = tree.pop("backbones", None) or {}

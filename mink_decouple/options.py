@@ -32,7 +32,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
     parser.add_argument("--recipe", help="a name in configs/recipes, for example supervised or table5/row2, or a file")
     parser.add_argument("--output", type=Path, help="run folder (default: a new one in runs/)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output, with its own settings")
     parser.add_argument(
         "--pretrained",
         type=Path,

@@ -183,6 +183,19 @@ def test_resume_needs_to_know_what(project, capsys):
     assert "--output" in fails(capsys, "train", "--config", project / "config.yaml", "--resume")
 
 
+def test_a_run_is_resumed_by_its_folder_alone(project, capsys):
+    assert main([str(a) for a in train(project, "--recipe", "supervised", "--seed", "3")]) == 0
+    first = (project / "run" / "metrics.json").read_bytes()
+    (project / "run" / "metrics.json").unlink()
+    resume = ("train", "--output", project / "run", "--resume", "--device", "cpu")
+    assert main([str(a) for a in resume]) == 0
+    assert (project / "run" / "metrics.json").read_bytes() == first
+    capsys.readouterr()
+    assert "is for recipe 'supervised', not 'paper'" in fails(capsys, *resume, "--recipe", "paper")
+    assert "'seed: 3' became 'seed: 4'" in fails(capsys, *resume, "--seed", "4")
+    assert main([str(a) for a in (*resume, "--backbone", "mink")]) == 0
+
+
 def test_the_scripts_of_tools_answer_help():
     for script in sorted((ROOT / "tools").glob("*.py")):
         done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
