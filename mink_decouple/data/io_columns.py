@@ -142,6 +142,13 @@ def portable(path: Path, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return result
 
 
+def single(path: Path, key: str, column: np.ndarray) -> np.ndarray:
+    """A feature of one number a point as (N,). Raises ValueError naming file and feature where it has more."""
+    if column.ndim == 2 and column.shape[1] != 1:
+        raise ValueError(f"{path}: feature '{key}' has {column.shape[1]} numbers a point, the format keeps one")
+    return column.reshape(len(column))
+
+
 def whole_numbers(column: np.ndarray, where: str) -> np.ndarray:
     """Return `column` as int64; ValueError naming the first row where it is not a whole number."""
     column = np.asarray(column)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud, from_world
+from mink_decouple.data.io_columns import single
 
 _MAX_FLOAT32_METRES = 2.0**14
 
@@ -67,7 +68,7 @@ def write_bin(path: Path, cloud: PointCloud) -> None:
     table[:, :3] = xyz
     for key in ("remission", "intensity"):
         if key in cloud.features:
-            table[:, 3] = cloud.features[key]
+            table[:, 3] = single(path, key, cloud.features[key])
             break
     table.tofile(path)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud, from_world
-from mink_decouple.data.io_columns import narrow, one_line, unit_rgb, whole_numbers
+from mink_decouple.data.io_columns import narrow, one_line, single, unit_rgb, whole_numbers
 
 LAS = (".las", ".laz")
 _SCALE = 1e-4
@@ -121,7 +121,9 @@ def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
         if key == "rgb" and {"red", "green", "blue"} <= dimensions:
             _write_rgb(las, column)
         elif key == "intensity":
-            las.intensity = np.clip(np.rint(column), 0, 65535).astype(np.uint16)
+            las.intensity = np.clip(np.rint(single(path, key, column)), 0, 65535).astype(np.uint16)
+        elif key in las.point_format.standard_dimension_names:
+            las[key] = single(path, key, column)
         elif key in dimensions:
             las[key] = column
         elif key != "rgb":
