@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class Run:
                 self._begin(None if pretrained is None else self._take_over(pretrained))
             else:
                 self._restore(saved)
+                self._note_environment()
         except BaseException:
             self.release()
             raise
@@ -153,6 +155,18 @@ class Run:
         self.labels.save(self.output / "labels.npz")
         self.events = Events(self.output)
         self.save()
+
+    def _note_environment(self) -> None:
+        """Add to environment.json where the run goes on, if with another commit, library or machine than before."""
+        path = self.output / "environment.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            before = (about.get("resumed") or [about])[-1]
+        except (OSError, ValueError, AttributeError):
+            return  # gone or damaged: that is no reason to stop
+        now = environment(self.device)
+        if any(before.get(key) != value for key, value in now.items()):
+            write_json(path, {**about, "resumed": [*about.get("resumed", []), {"step": self.state.step, **now}]})
 
     def release(self) -> None:
         """Let another process go on with the run."""

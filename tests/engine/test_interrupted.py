@@ -215,6 +215,23 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_with_the_same_sett
     same_files(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_that_goes_on_elsewhere_says_where(make_config, tmp_path, monkeypatch):
+    """Once for every change, beside where it began; a damaged file is no reason to stop."""
+    about = tmp_path / "run" / "environment.json"
+    run(make_config(), tmp_path / "run")
+    first = json.loads(about.read_text())
+    run(make_config(), tmp_path / "run", resume=True)
+    assert json.loads(about.read_text()) == first
+    monkeypatch.setattr("mink_decouple.engine.runtime._commit", lambda: "another")
+    for _ in range(2):
+        run(make_config(), tmp_path / "run", resume=True)
+    second = json.loads(about.read_text())
+    assert [(one["commit"], one["step"] > 0) for one in second.pop("resumed")] == [("another", True)]
+    assert second == first
+    about.write_text("[]")
+    run(make_config(), tmp_path / "run", resume=True)
+
+
 def test_checkpoints_are_kept_by_the_policy(make_config, tmp_path):
     output = tmp_path / "run"
     run(make_config(checkpoints={"keep": 3, "stages": True}), output)
