@@ -254,13 +254,18 @@ def pool(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Turn a raw download into memory-mapped scenes and a manifest; called again, it continues."""
+    from mink_decouple.config import parse_overrides
     from mink_decouple.data.adapters import adapter
     from mink_decouple.data.prepare import describe
     from mink_decouple.data.prepare import prepare as run
 
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: must be at least 1")
-    print(describe(run(adapter(args.dataset), args.root, args.output, args.workers, args.scenes)))
+    print(
+        describe(
+            run(adapter(args.dataset, parse_overrides(args.set)), args.root, args.output, args.workers, args.scenes)
+        )
+    )
     print(f"wrote {args.output / 'manifest.json'}")
 
 

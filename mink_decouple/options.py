@@ -150,6 +150,13 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; later data.root")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only these scenes or groups")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of s3dis: others=ignore; of scannet: axis_align=true; of semantickitti: every=10 (training scans)",
+    )
 
 
 def init(parser: argparse.ArgumentParser) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numba import njit
 
-from mink_decouple.data.grid import GridCloud, grid_origin
+from mink_decouple.data.grid import grid_origin
 from mink_decouple.data.voxels import cell_keys, unique_keys
 
+COORDS, LABELS, FEATURE = "coords", "labels", "features."
+"""Names of the columns of a grid cloud; that of a feature is behind the last."""
+HELD_BYTES = 1 << 30
+"""Sums that are held together; where all columns need more, they are summed in as many passes as it takes."""
 _MERGE_KEYS = 1 << 22
-_NO_INVERSE = np.empty(0, np.int64)
+_BLOCK_CELLS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +25,7 @@ class Rows:
 
     Attributes:
         coords: (n, 3) float32 metres.
-        features: name -> (n,) or (n, k) numbers.
+        features: name -> (n,) or (n, k) numbers; those that were asked for.
         labels: (n,) int64 train ids, -1 ignored; None for an unlabelled scene.
     """
 
@@ -30,55 +34,95 @@ class Rows:
     labels: np.ndarray | None = None
 
 
-def stream_subsample(
+Read = Callable[[Collection[str]], Iterable[Rows]]
+"""Begins a pass over the chunks of a scene, with these of its features. Every pass gives the same points."""
+
+
+def stream_columns(
     name: str,
-    read: Callable[[], Iterable[Rows]],
+    read: Read,
+    features: Mapping[str, tuple[int, ...]],
     size: float,
     put_inverse: Callable[[np.ndarray], None],
-) -> GridCloud:
-    """What `grid.subsample` makes of the whole cloud, bit for bit, from three passes over its chunks.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The columns of what `grid.subsample` makes of the whole cloud, bit for bit, from passes over its chunks.
 
-    The first finds the lowest corner, the second the occupied cells, the third their sums, label counts and the way
-    back. Memory grows with the cells (8 bytes for each key, sum and class), not with the points.
+    The first pass finds the lowest corner, the second the occupied cells, the others their sums, label counts and the
+    way back. Beside `HELD_BYTES` memory grows with the cells (16 bytes each, 4 for each class where there are labels,
+    and a column at a time), not with the points.
 
     Args:
         name: scene name.
-        read: begins a pass over the chunks, of which there is at least one; every pass gives the same.
+        read: of the scene, which has at least one chunk.
+        features: name -> shape of a point's value: () or (k,).
         size: edge length of a cell, metres.
         put_inverse: gets the (n,) int64 grid points of each chunk's points, in order.
 
-    Returns:
-        The grid cloud, its `inverse` empty.
+    Yields:
+        `COORDS` and (V, 3) float32, `FEATURE` + name and (V,) or (V, k) float32 of every feature, and, where the scene
+        is labelled, `LABELS` and (V,) int64.
 
     Raises:
         ValueError: `size` is not positive or a coordinate is not finite or too far.
     """
     try:
-        origin = grid_origin(_lowest(read()), size)
-        keys = _cells(cell_keys(rows.coords, size, origin) for rows in read())
-        sums: dict[str, np.ndarray] = {}
-        counts = np.zeros(len(keys), np.int64)
-        votes: np.ndarray | None = None
-        for rows in read():
-            inverse = _number(keys, cell_keys(rows.coords, size, origin))
-            put_inverse(inverse)
-            _count(inverse, counts)
-            for key, column in {"": rows.coords, **rows.features}.items():
-                flat = column if column.ndim == 2 else column[:, None]
-                if key not in sums:
-                    sums[key] = np.zeros((len(keys), flat.shape[1]))
-                _add(_summable(flat), inverse, sums[key])
-            if rows.labels is not None:
-                votes = _vote(rows.labels, inverse, votes, len(keys))
+        origin = grid_origin(_lowest(read(())), size)
+        keys = _cells(cell_keys(rows.coords, size, origin) for rows in read(()))
+        shapes = {COORDS: (3,), **{FEATURE + key: shape for key, shape in features.items()}}
+        counts: np.ndarray | None = None
+        labels: np.ndarray | None = None
+        for group in _groups(shapes, len(keys)):
+            first, votes = counts is None, None
+            sums = {key: np.zeros((len(keys), *(shapes[key] or (1,)))) for key in group}
+            counts = np.zeros(len(keys), np.int64) if counts is None else counts
+            for rows in read([key.removeprefix(FEATURE) for key in group if key != COORDS]):
+                inverse = _number(keys, cell_keys(rows.coords, size, origin))
+                for key, total in sums.items():
+                    column = rows.coords if key == COORDS else rows.features[key.removeprefix(FEATURE)]
+                    _add(_summable(column if column.ndim == 2 else column[:, None]), inverse, total)
+                if first:
+                    put_inverse(inverse)
+                    _count(inverse, counts)
+                    votes = votes if rows.labels is None else _vote(rows.labels, inverse, votes, len(keys))
+            if votes is not None:
+                labels = _majority(votes)
+            for key in group:
+                yield key, _means(sums.pop(key), counts).reshape(-1, *shapes[key])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    means = {key: (total / np.maximum(counts, 1)[:, None]).astype(np.float32) for key, total in sums.items()}
-    single = {key for key, column in rows.features.items() if column.ndim == 1}
-    features = {key: mean[:, 0] if key in single else mean for key, mean in means.items() if key}
-    labels = None
-    if votes is not None:
-        labels = np.where(votes.any(axis=1), votes.argmax(axis=1), -1) if votes.shape[1] else np.full(len(keys), -1)
-    return GridCloud(name, means[""], features, labels, _NO_INVERSE, float(size))
+    if labels is not None:
+        yield LABELS, labels
+
+
+def _groups(shapes: Mapping[str, tuple[int, ...]], cells: int) -> Iterator[list[str]]:
+    """Columns to sum together."""
+    group: list[str] = []
+    held = 0
+    for key, shape in shapes.items():
+        taken = 8 * cells * (shape[0] if shape else 1)
+        if group and held + taken > HELD_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(key)
+        held += taken
+    yield group
+
+
+def _means(total: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    means = np.empty(total.shape, np.float32)
+    for begin in range(0, len(total), _BLOCK_CELLS):
+        rows = slice(begin, begin + _BLOCK_CELLS)
+        means[rows] = total[rows] / np.maximum(counts[rows], 1)[:, None]
+    return means
+
+
+def _majority(votes: np.ndarray) -> np.ndarray:
+    """(V,) int64 most frequent label of each cell, -1 without any."""
+    labels = np.full(len(votes), -1, np.int64)
+    if votes.shape[1]:
+        known = votes.any(axis=1)
+        labels[known] = votes[known].argmax(axis=1)
+    return labels
 
 
 def _lowest(chunks: Iterable[Rows]) -> np.ndarray:

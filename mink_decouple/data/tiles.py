@@ -61,5 +61,7 @@ def _parts(coords: np.ndarray, index: np.ndarray, most: int) -> Iterator[np.ndar
 
 
 def _box(coords: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    flat = coords[index, :2].astype(np.float64)
-    return flat.min(axis=0), flat.max(axis=0)
+    """Lowest and highest x and y, (2,) float64 each; an axis at a time, since the parts of a large cloud are large."""
+    sides = [coords[index, axis] for axis in (0, 1)]
+    low, high = (np.array([find(side) for side in sides], np.float64) for find in (np.min, np.max))
+    return low, high

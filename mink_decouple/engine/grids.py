@@ -6,15 +6,16 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mink_decouple.config import Config
 from mink_decouple.data.grid import GridCloud
-from mink_decouple.data.grid_stream import Rows, stream_subsample
+from mink_decouple.data.grid_stream import COORDS, FEATURE, LABELS, Rows, stream_columns
 from mink_decouple.data.prepared import PreparedDataset, StoredScene
 from mink_decouple.data.tensors import PART, SUFFIX, TensorFile, TensorWriter, open_tensors
 from mink_decouple.engine import derive
@@ -23,7 +24,6 @@ FORMAT = 1
 CHUNK_POINTS = 1 << 20
 ABANDONED_SECONDS = 3600.0
 """A temporary file that nobody has written to for so long is of a process that was killed."""
-_FEATURE = "features."
 
 
 def settings(config: Config) -> str:
@@ -58,11 +58,11 @@ def open_grid(path: Path, name: str, size: float) -> GridCloud:
     """
     arrays = open_tensors(path).arrays
     try:
-        coords, inverse = arrays["coords"], arrays["inverse"]
+        coords, inverse = arrays[COORDS], arrays["inverse"]
     except KeyError as error:
         raise ValueError(f"{path}: not a grid cloud, has no {error}; delete it") from None
-    features = {key[len(_FEATURE) :]: column for key, column in arrays.items() if key.startswith(_FEATURE)}
-    return GridCloud(name, coords, features, arrays.get("labels"), inverse, float(size))
+    features = {key[len(FEATURE) :]: column for key, column in arrays.items() if key.startswith(FEATURE)}
+    return GridCloud(name, coords, features, arrays.get(LABELS), inverse, float(size))
 
 
 def _sound(path: Path, dataset: PreparedDataset, name: str, config: Config) -> bool:
@@ -96,20 +96,20 @@ def _write(path: Path, dataset: PreparedDataset, name: str, config: Config) -> N
     stored = {key: _stored_column(scene, key) for key in scene.features}
     columns = derive.feature_columns(name, scene.coords, stored, config)
 
-    def read() -> Iterator[Rows]:
+    def read(wanted: Collection[str]) -> Iterator[Rows]:
         for begin in range(0, len(scene), CHUNK_POINTS):
             rows = slice(begin, begin + CHUNK_POINTS)
-            features = {key: column(rows) for key, column in columns.items()}
+            features = {key: columns[key](rows) for key in wanted}
             yield Rows(scene.coords[rows], features, scene.labels(rows) if scene.labelled else None)
 
     with TensorWriter(path) as writer:
-        grid = stream_subsample(name, read, config.data.grid, lambda inverse: writer.append("inverse", inverse))
-        arrays = {"coords": grid.coords, **{_FEATURE + key: column for key, column in grid.features.items()}}
-        if grid.labels is not None:
-            arrays["labels"] = grid.labels
-        for key, array in arrays.items():
+        crcs = {}
+        widths = {key: column(slice(0, 1)).shape[1:] for key, column in columns.items()}
+        put = partial(writer.append, "inverse")
+        for key, array in stream_columns(name, read, widths, config.data.grid, put):
             writer.append(key, array)
-        crc = json.dumps({key: writer.crc(key) for key in arrays})
+            crcs[key] = writer.crc(key)
+        crc = json.dumps(crcs)
         source = dataset.record(name).checksum
         writer.finish({"name": name, "source": source, "settings": settings(config), "crc": crc})
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mink_decouple.data import grid_stream
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.grid import subsample
-from mink_decouple.data.grid_stream import Rows, stream_subsample
+from mink_decouple.data.grid import GridCloud, subsample
+from mink_decouple.data.grid_stream import COORDS, FEATURE, LABELS, Rows, stream_columns
 
 
-def streamed(cloud: PointCloud, size: float, chunk: int):
-    """The grid cloud and the inverse map from chunks of at most `chunk` points."""
+def streamed(cloud: PointCloud, size: float, chunk: int, held: int = grid_stream.HELD_BYTES):
+    """The grid cloud and the inverse map from chunks of at most `chunk` points, with sums of `held` bytes at once."""
     inverse: list[np.ndarray] = []
 
-    def read():
+    def read(wanted):
         for begin in range(0, len(cloud), chunk):
             rows = slice(begin, begin + chunk)
             labels = None if cloud.labels is None else cloud.labels[rows]
-            yield Rows(cloud.coords[rows], {k: c[rows] for k, c in cloud.features.items()}, labels)
+            yield Rows(cloud.coords[rows], {k: cloud.features[k][rows] for k in wanted}, labels)
 
-    return stream_subsample(cloud.name, read, size, inverse.append), np.concatenate(inverse)
+    shapes = {key: column.shape[1:] for key, column in cloud.features.items()}
+    with mock.patch.object(grid_stream, "HELD_BYTES", held):
+        columns = dict(stream_columns(cloud.name, read, shapes, size, inverse.append))
+    features = {key.removeprefix(FEATURE): columns[key] for key in columns if key.startswith(FEATURE)}
+    there = np.concatenate(inverse)
+    return GridCloud(cloud.name, columns[COORDS], features, columns.get(LABELS), there, size), there
 
 
 @settings(deadline=None, max_examples=60)
@@ -32,8 +40,9 @@ def streamed(cloud: PointCloud, size: float, chunk: int):
     chunk=st.integers(1, 320),
     size=st.sampled_from([0.05, 0.3, 0.7, 5.0]),
     labels=st.sampled_from(["none", "some", "all ignored"]),
+    held=st.sampled_from([1, 3000, 1 << 30]),
 )
-def test_any_chunks_give_the_grid_cloud_of_the_whole(seed, count, chunk, size, labels):
+def test_any_chunks_and_passes_give_the_grid_cloud_of_the_whole(seed, count, chunk, size, labels, held):
     rng = np.random.default_rng(seed)
     # Whole millimetres: many points lie on cell borders, where the last bit of the origin decides.
     coords = (np.rint(rng.uniform(-2, 2, (count, 3)) * 1000) / 1000).astype(np.float32)
@@ -46,7 +55,7 @@ def test_any_chunks_give_the_grid_cloud_of_the_whole(seed, count, chunk, size, l
     ids = {"none": None, "some": rng.integers(-1, 4, count), "all ignored": np.full(count, -1)}[labels]
     cloud = PointCloud("room", coords, features=features, labels=ids)
     whole = subsample(cloud, size)
-    grid, inverse = streamed(cloud, size, chunk)
+    grid, inverse = streamed(cloud, size, chunk, held)
     np.testing.assert_array_equal(inverse, whole.inverse)
     np.testing.assert_array_equal(grid.coords, whole.coords)
     assert grid.features.keys() == whole.features.keys() and (grid.name, grid.size) == (whole.name, whole.size)

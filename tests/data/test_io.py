@@ -336,20 +336,6 @@ def test_kitti_scan_and_labels_lie_in_sibling_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.labels, cloud.labels)
 
 
-@pytest.mark.parametrize(("name", "key"), [("a.las", "intensity"), ("a.las", "user_data"), ("a.bin", "remission")])
-def test_a_column_of_one_number_may_be_a_table_and_one_of_two_is_named(tmp_path: Path, name: str, key: str) -> None:
-    xyz = np.arange(12, dtype=np.float32).reshape(4, 3)
-    values = np.arange(4, dtype=np.uint8)
-    for column in (values, values[:, None]):
-        write_cloud(tmp_path / name, PointCloud("a", xyz, features={key: column}))
-        again = read_cloud(tmp_path / name).features
-        assert key not in again or np.array_equal(again[key], values)
-    with pytest.raises(
-        ValueError, match=rf"{tmp_path / name}: feature '{key}' has 2 numbers a point, the format keeps one"
-    ):
-        write_cloud(tmp_path / name, PointCloud("a", xyz, features={key: np.c_[values, values]}))
-
-
 def test_kitti_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_cloud(path, PointCloud("a", np.zeros((3, 3), np.float32), labels=np.zeros(3, np.int64)))

@@ -18,7 +18,7 @@ from fake_raw import CLASSES, FakeRaw, NewVersion, OtherChunks, make_download
 import mink_decouple.data.prepare as preparation
 from mink_decouple.cli import main
 from mink_decouple.config import PREPARED
-from mink_decouple.data.adapters import ADAPTERS
+from mink_decouple.data.adapters import ADAPTERS, adapter
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.folder import FolderDataset
 from mink_decouple.data.manifest import read_manifest
@@ -347,3 +347,39 @@ def test_the_command_knows_the_datasets_of_the_configuration(capsys):
     assert set(ADAPTERS) == {*PREPARED, "folder"}
     assert main(["prepare", "--dataset", "nuscenes", "--root", ".", "--output", "x"]) == 2
     assert "choose from s3dis, scannet, semantic3d, semantickitti, folder" in capsys.readouterr().err
+
+
+def test_the_command_hands_options_to_the_adapter_and_names_those_there_are(tmp_path, capsys, monkeypatch):
+    found = {}
+
+    def run(make, root, output, workers, scenes):
+        found["adapter"] = make
+        raise ValueError("looked at")
+
+    monkeypatch.setattr("mink_decouple.data.prepare.prepare", run)
+
+    def said(dataset, *options):
+        given = [part for option in options for part in ("--set", option)]
+        assert main(["prepare", "--dataset", dataset, "--root", "x", "--output", str(tmp_path / "out"), *given]) == 2
+        return capsys.readouterr().err
+
+    assert "looked at" in said("semantickitti", "every=10")
+    assert found["adapter"].keywords == {"every": 10}
+    assert "looked at" in said("scannet", "axis_align=true")
+    assert "--set every: scannet has no such option; it has axis_align" in said("scannet", "every=2")
+    assert "--set others: semantic3d has no such option; it has none" in said("semantic3d", "others=ignore")
+    assert "--set every=ten: expected a whole number" in said("semantickitti", "every=ten")
+    assert "--set every=True: expected a whole number" in said("semantickitti", "every=true")
+
+
+def test_an_option_reaches_the_processes_that_prepare(tmp_path):
+    rng = np.random.default_rng(0)
+    for sequence, count in (("00", 5), ("08", 3)):
+        for number in range(count):
+            for part, values in (("velodyne", rng.random((6, 4)).astype("<f4")), ("labels", np.full(6, 40, "<u4"))):
+                file = tmp_path / "raw" / "sequences" / sequence / part / f"{number:06}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                values.tofile(file.with_suffix(".bin" if part == "velodyne" else ".label"))
+    prepare(adapter("semantickitti", {"every": 2}), tmp_path / "raw", tmp_path / "out", workers=2)
+    dataset = PreparedDataset(tmp_path / "out", "semantickitti")
+    assert [len(dataset.scenes(split)) for split in ("train", "val")] == [3, 3]

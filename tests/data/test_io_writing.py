@@ -1,0 +1,25 @@
+"""What the writers of points make of columns that their formats have no room for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io import read_cloud, write_cloud
+
+
+@pytest.mark.parametrize(("name", "key"), [("a.las", "intensity"), ("a.las", "user_data"), ("a.bin", "remission")])
+def test_a_column_of_one_number_may_be_a_table_and_one_of_two_is_named(tmp_path: Path, name: str, key: str) -> None:
+    xyz = np.arange(12, dtype=np.float32).reshape(4, 3)
+    values = np.arange(4, dtype=np.uint8)
+    for column in (values, values[:, None]):
+        write_cloud(tmp_path / name, PointCloud("a", xyz, features={key: column}))
+        again = read_cloud(tmp_path / name).features
+        assert key not in again or np.array_equal(again[key], values)
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path / name}: feature '{key}' has 2 numbers a point, the format keeps one"
+    ):
+        write_cloud(tmp_path / name, PointCloud("a", xyz, features={key: np.c_[values, values]}))
