@@ -48,8 +48,8 @@ def stream_columns(
     """The columns of what `grid.subsample` makes of the whole cloud, bit for bit, from passes over its chunks.
 
     The first pass finds the lowest corner, the second the occupied cells, the others their sums, label counts and the
-    way back. Beside `HELD_BYTES` memory grows with the cells (16 bytes each, 4 for each class where there are labels,
-    and a column at a time), not with the points.
+    way back. Memory grows with the cells, not with the points: 12 bytes each, 4 for each class where there are labels,
+    and the sums of `HELD_BYTES` or of one column.
 
     Args:
         name: scene name.
@@ -74,7 +74,7 @@ def stream_columns(
         for group in _groups(shapes, len(keys)):
             first, votes = counts is None, None
             sums = {key: np.zeros((len(keys), *(shapes[key] or (1,)))) for key in group}
-            counts = np.zeros(len(keys), np.int64) if counts is None else counts
+            counts = np.zeros(len(keys), np.uint32) if counts is None else counts
             for rows in read([key.removeprefix(FEATURE) for key in group if key != COORDS]):
                 inverse = _number(keys, cell_keys(rows.coords, size, origin))
                 for key, total in sums.items():
@@ -109,10 +109,11 @@ def _groups(shapes: Mapping[str, tuple[int, ...]], cells: int) -> Iterator[list[
 
 
 def _means(total: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    means = np.empty(total.shape, np.float32)
+    """(V, k) float32 of (V, k) float64 sums, whose memory they take over: half of it, from its beginning."""
+    means = total.reshape(-1).view(np.float32)[: total.size].reshape(total.shape)
     for begin in range(0, len(total), _BLOCK_CELLS):
         rows = slice(begin, begin + _BLOCK_CELLS)
-        means[rows] = total[rows] / np.maximum(counts[rows], 1)[:, None]
+        means[rows] = total[rows] / np.maximum(counts[rows], 1)[:, None]  # never beyond the sums that are read already
     return means
 
 

@@ -26,7 +26,7 @@ def streamed(cloud: PointCloud, size: float, chunk: int, held: int = grid_stream
             yield Rows(cloud.coords[rows], {k: cloud.features[k][rows] for k in wanted}, labels)
 
     shapes = {key: column.shape[1:] for key, column in cloud.features.items()}
-    with mock.patch.object(grid_stream, "HELD_BYTES", held):
+    with mock.patch.object(grid_stream, "HELD_BYTES", held), mock.patch.object(grid_stream, "_BLOCK_CELLS", 7):
         columns = dict(stream_columns(cloud.name, read, shapes, size, inverse.append))
     features = {key.removeprefix(FEATURE): columns[key] for key in columns if key.startswith(FEATURE)}
     there = np.concatenate(inverse)
