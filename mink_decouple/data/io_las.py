@@ -121,7 +121,7 @@ def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
         if key == "rgb" and {"red", "green", "blue"} <= dimensions:
             _write_rgb(las, column)
         elif key == "intensity":
-            las.intensity = np.clip(np.rint(single(path, key, column)), 0, 65535).astype(np.uint16)
+            las.intensity = np.clip(np.rint(single(path, key, column).astype(np.float64)), 0, 65535).astype(np.uint16)
         elif key in las.point_format.standard_dimension_names:
             las[key] = single(path, key, column)
         elif key in dimensions:
