@@ -23,6 +23,9 @@ from mink_decouple.study.grid import Cell
 MEMORY_OF_A_RUN = 3 * 2**30
 """Bytes that a training on a CPU is taken to need, for how many may run at once."""
 TRAIN = (sys.executable, "-c", "import sys; from mink_decouple.cli import main; sys.exit(main())", "train")
+GRACE_SECONDS = 10.0
+"""A terminal's Ctrl-C reaches the trainings, too; so long they are left to end by it, since a second signal ends them
+before they have saved."""
 STATES = ("done", "recorded", "begun", "cut off", "to do")
 
 
@@ -97,8 +100,8 @@ class Launcher:
         leaders: by the name of a cell, that of the run whose pre-training it takes over, which comes earlier or is
             there already. It waits until the pre-training is over, and where it fails trains its own.
 
-    A process has its share of the cores. The ones still running are stopped where the caller is interrupted, as Ctrl-C
-    stops them: what they did until their last checkpoint is kept.
+    A process has its share of the cores. The ones still running are stopped where the caller is interrupted: they save
+    their step, and what they did is kept.
     """
 
     def __init__(self, output: Path, jobs: int, device: str, leaders: Mapping[str, str] | None = None) -> None:
@@ -135,8 +138,9 @@ class Launcher:
                         finished(cell, folder, seconds)
                     else:
                         failed(Failure(cell, self._log(cell), _last_line(self._log(cell), code)))
-            except BaseException:
-                self._stop()
+            except BaseException as error:
+                by_key = isinstance(error, KeyboardInterrupt) and not isinstance(error, _Terminated)
+                self._stop(GRACE_SECONDS if by_key else 0.0)
                 for future in waiting:
                     future.cancel()
                 raise
@@ -194,11 +198,16 @@ class Launcher:
     def _log(self, cell: Cell) -> Path:
         return self.output / f"{cell.name}.log"
 
-    def _stop(self) -> None:
+    def _stop(self, grace: float) -> None:
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.send_signal(signal.SIGINT)
+            running = list(self._running)
+        until = time.monotonic() + grace
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            time.sleep(0.1)
+        for process in running:
+            if process.poll() is None:
+                process.terminate()  # SIGINT may be ignored: a shell's background jobs begin so
 
 
 def pretraining_of(folder: Path) -> Path:
@@ -238,8 +247,12 @@ def _last_line(log: Path, code: int) -> str:
     return lines[-1] if lines else f"exit code {code}, nothing said"
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, to this process alone."""
+
+
 def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _on_termination(handler: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,34 @@ assert "--pretrained" not in sys.argv
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert said.err.count("failed: ") == 2 and said.out.count("| 2 |") == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_trainings_that_ignore_ctrl_c_stop_with_the_study(tmp_path, fake_training, monkeypatch, sign):
+    """As a training does while it begins as the background job of a shell."""
+    monkeypatch.setattr("mink_decouple.study.launch.GRACE_SECONDS", 0.5)
+    fake_training("""
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+(output.parent / "begun").write_text("")
+time.sleep(120)
+""")
+    out = tmp_path / "out"
+
+    def stop() -> None:
+        for _ in range(300):
+            if (out / "begun").exists():
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), sign)
+
+    began = time.monotonic()
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert main(["experiment", str(grid(tmp_path)), "--output", str(out), "--jobs", "1"]) == 130
+    stopper.join()
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
