@@ -261,11 +261,8 @@ def prepare(args: argparse.Namespace) -> None:
 
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: must be at least 1")
-    print(
-        describe(
-            run(adapter(args.dataset, parse_overrides(args.set)), args.root, args.output, args.workers, args.scenes)
-        )
-    )
+    make = adapter(args.dataset, parse_overrides(args.set))
+    print(describe(run(make, args.root, args.output, args.workers, args.scenes)))
     print(f"wrote {args.output / 'manifest.json'}")
 
 

@@ -270,6 +270,38 @@ time.sleep(120)
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
+def test_trainings_that_the_terminal_has_told_get_no_second_signal(tmp_path, fake_training):
+    """Ctrl-C reaches the study and its trainings; one that is saving its step is left to it."""
+    fake_training("""
+import os, signal, time
+def save(*_):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    time.sleep(1.0)
+    (output.parent / "saved").write_text("")
+    sys.exit("stopped")
+signal.signal(signal.SIGINT, save)
+(output.parent / "begun.part").write_text(str(os.getpid()))
+(output.parent / "begun.part").rename(output.parent / "begun")
+time.sleep(120)
+""")
+    out = tmp_path / "out"
+
+    def press() -> None:
+        for _ in range(300):
+            if (out / "begun").exists():
+                break
+            time.sleep(0.1)
+        os.kill(int((out / "begun").read_text()), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    assert main(["experiment", str(grid(tmp_path)), "--output", str(out), "--jobs", "1"]) == 130
+    presser.join()
+    assert (out / "saved").exists()
+
+
 @pytest.mark.slow
 def test_a_shared_pre_training_changes_no_figure(tmp_path):
     """Real trainings: the followers' figures are those of trainings of their own."""
