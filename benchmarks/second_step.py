@@ -3,9 +3,9 @@
     python benchmarks/second_step.py runs/main/randla-1pct-decoupled-seed0 --set ii.sampler=balanced --weights none inv
 
 A run of one iteration ends with its II-step, so its last checkpoint holds the backbone that the step began with. The
-step begins with the classifier of the pre-training, where best.pt is of it; else with the one that the run ended with,
-which is said. Rows: the classifier that the step begins with, the run's own end, and the step made again with each
-weighting of the classes.
+step begins with the classifier of the pre-training, where pretrain.pt is kept or best.pt is of it; else with the one
+that the run ended with, which is said. Rows: the classifier that the step begins with, the run's own end, and the step
+made again with each weighting of the classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mink_decouple.decouple.losses import class_weights
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import evaluate, make_model
 from mink_decouple.engine.objective import Objective
-from mink_decouple.engine.pseudo import labelled_counts, scene_labels
+from mink_decouple.engine.pseudo import labelled_counts, scene_labels, segments_of, spread_scene_labels
 from mink_decouple.engine.runtime import keep_freed_memory, seed_torch
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal
 from mink_decouple.engine.second_step import cache_features, train_classifier
@@ -49,9 +49,10 @@ def again(folder: Path, changes: dict[str, Any], weights: list[str]) -> dict[str
         raise SystemExit(
             f"{folder}: {len(stages)} II-steps; only the last backbone is kept, so only runs of one can be redone"
         )
-    began = dict(last["model"])
-    if best["after"] == "pretrain":
-        began |= {key: value for key, value in best["model"].items() if key.startswith("classifier")}
+    began, kept = dict(last["model"]), folder / "checkpoints" / "pretrain.pt"
+    pretrained = checkpoint.load(kept) if kept.is_file() else best
+    if pretrained is not best or best["after"] == "pretrain":
+        began |= {key: value for key, value in pretrained["model"].items() if key.startswith("classifier")}
     else:
         print(f"{folder.name}: best.pt is of {best['after']}; the step begins with the classifier it ended with")
 
@@ -62,17 +63,21 @@ def again(folder: Path, changes: dict[str, Any], weights: list[str]) -> dict[str
     model = make_model(config, dataset.classes, CPU)
     rows = {"classifier it begins with": report(began), "the run's end": report(last["model"])}
     model.load_state_dict(began)
-    labels, key = scene_labels(train, None), stages[0].name
-    cached = cache_features(model, config, train, labels, len(names), CPU, key, with_pseudo=False)
-    counts = labelled_counts(train, len(names)).sum(0)
+    kind, key = config.ii.labels, stages[0].name
+    if kind not in ("gt", "spread"):
+        raise SystemExit(f"ii.labels {kind}: pseudo-labels are not made again; choices: gt, spread")
+    labels = scene_labels(train, None) if kind == "gt" else spread_scene_labels(train, segments_of(config, train))
+    cached = cache_features(model, config, train, labels, len(names), CPU, key, kind)
+    prior = labelled_counts(train, len(names)).sum(0)
+    counts = prior if kind == "gt" else cached.counts(kind, len(names))
     for weighting in weights:
         model.load_state_dict(began)
         seed_torch(config.seed, key)
         weight = class_weights(counts) if weighting == "inv" else None
-        fixed = weight, torch.ones(len(names)), GradientRatio(len(names)), config.ii.logit_adjust, counts
+        fixed = weight, torch.ones(len(names)), GradientRatio(len(names)), config.ii.logit_adjust, prior
         train_classifier(model, config, stages[0], cached, Objective(config.loss, "gt", "none", *fixed), key)
         trained = {key: value.clone() for key, value in model.state_dict().items()}
-        rows[f"again, sampler {config.ii.sampler}, weights {weighting}"] = report(trained)
+        rows[f"again, labels {kind}, sampler {config.ii.sampler}, weights {weighting}"] = report(trained)
     return rows
 
 

@@ -199,7 +199,7 @@ def epochs_case(job: Job, epochs: int) -> Case:
     i_step = time.perf_counter() - began
     began = time.perf_counter()
     cached = cache_features(
-        job.model, job.config, job.scenes, job.labels, job.count, torch.device("cpu"), "benchmark", False
+        job.model, job.config, job.scenes, job.labels, job.count, torch.device("cpu"), "benchmark", "gt"
     )
     caching = time.perf_counter() - began
     began = time.perf_counter()

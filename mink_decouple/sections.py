@@ -167,11 +167,13 @@ class LossConfig:
 class SecondStepConfig:
     """The II-step: the classifier alone, on features of a frozen backbone (Eq. 9)."""
 
-    labels: str = setting("gt", choices=("gt", "pseudo", "mixed"))
+    labels: str = setting("gt", choices=("gt", "spread", "pseudo", "mixed"))  # spread: and their segments
     feature: str = setting("none", choices=("none", "mifl"))  # mifl: Table 7, the loss moved to the II-step
     cache_passes: int = setting(4, low=1)  # augmented passes over the training set whose features are kept
     rows: int = setting(4096, low=2)  # cached rows of one optimizer step
     context: int = setting(512, low=0)  # unlabelled rows kept per view, for the batch norm of an MLP head
+    spread_rows: int = setting(1024, low=1)  # rows kept per view of those that given labels spread to
+    class_weight: str = setting("none", choices=("none", "inv"))  # inv: by its own rows; none: loss.class_weight
     sampler: str = setting("natural", choices=("natural", "balanced"))  # balanced: every class as often as any other
     logit_adjust: float = setting(0.0, low=-4.0, high=4.0)  # tau; 0: off
 

@@ -11,7 +11,7 @@ KINDS = ("pretrain", "I", "II", "joint")
 MODES = ("decoupled", "joint", "supervised")
 PARTS = ("all", "backbone", "classifier")
 LR_POLICIES = ("exp", "cosine", "constant")
-LABELS = ("gt", "pseudo", "mixed")
+LABELS = ("gt", "spread", "pseudo", "mixed")
 REFRESHES = ("iter", "epoch", "batch")
 WHERE = {"all": ("pretrain", "I", "joint"), "pretrain": ("pretrain",), "i_step": ("I", "joint")}
 """Stages that a switch beyond the paper may be on in, by the word of the configuration: kinds of stage."""
@@ -35,7 +35,7 @@ class Stage:
         lr_decay: factor per epoch of "exp".
         trains: "all", "backbone" (the classifier is frozen, its batch norm in eval mode) or "classifier" (the backbone
             is).
-        labels: "gt", "pseudo" or "mixed" (both).
+        labels: "gt", "spread" (gt and what it spreads to within segments), "pseudo" or "mixed" (gt and pseudo).
         refresh: when pseudo-labels are made anew: "iter" (once, before the stage), "epoch", "batch"; None where they
             are not.
         warmup_epochs: linear rise of the learning rate over the first epochs.
@@ -70,7 +70,7 @@ class Stage:
     @property
     def uses_pseudo(self) -> bool:
         """Whether the stage needs pseudo-labels."""
-        return self.labels != "gt"
+        return self.labels in ("pseudo", "mixed")
 
 
 def build_schedule(
@@ -105,7 +105,7 @@ def build_schedule(
         lr_decay: see `Stage`. "supervised" stretches it over its longer training, which so ends at the same rate.
         warmup_epochs: of the pre-training only.
         refresh: when pseudo-labels are made anew, see `Stage`; the paper's text says once per iteration.
-        ii_labels: labels of the II-step, "gt" (the paper), "pseudo" or "mixed" (Tab. 6).
+        ii_labels: labels of the II-step, "gt" (the paper), "pseudo" or "mixed" (Tab. 6), or "spread" (ours).
 
     Raises:
         ValueError: unknown choice or a number out of range.

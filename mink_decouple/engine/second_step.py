@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,24 @@ from mink_decouple.models.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class Features:
-    """Cached rows: features (m, D) float32, given labels, pseudo-labels and their confidence (m,)."""
+    """Cached rows: features (m, D) float32, labels, pseudo-labels and their confidence (m,).
+
+    Where the II-step learns from given labels and what they spread to, `target` holds both.
+    """
 
     feats: Tensor
     target: Tensor
     pseudo: Tensor
     confidence: Tensor
+
+    def label(self, kind: str) -> Tensor:
+        """(m,) int64 class that each row is trained on, -1 none, with labels of this kind (`ii.labels`)."""
+        return self.pseudo if kind == "pseudo" else merge_targets(self.target, self.pseudo)
+
+    def counts(self, kind: str, classes: int) -> Tensor:
+        """(C,) int64 rows trained on per class."""
+        label = self.label(kind)
+        return torch.bincount(label[label >= 0], minlength=classes)
 
 
 @torch.no_grad()
@@ -45,7 +57,7 @@ def cache_features(
     classes: int,
     device: torch.device,
     key: str,
-    with_pseudo: bool,
+    kind: str,
     processes: Processes = ALONE,
 ) -> Features:
     """Features of the labelled rows of several augmented passes over the training set.
@@ -53,6 +65,9 @@ def cache_features(
     The backbone is frozen and in evaluation mode, so a row's features depend on its view alone and every epoch of the
     II-step may re-use them. Unlabelled rows (`ii.context` a view) are kept for a head with batch norm only: its
     statistics belong to all rows.
+
+    `kind` is that of `Stage.labels`. With "spread", `labels` hold for pseudo-labels those that given labels spread to,
+    of which a view keeps `ii.spread_rows` at random: whole segments are too many rows for large training sets.
 
     `processes` share the scenes out, and each gets the rows of all, in the order that one process would have them in.
     """
@@ -79,11 +94,16 @@ def cache_features(
 
     parts: list[tuple[Tensor, ...]] = []
     for item in progress(prefetch(jobs(), config.view.workers), "features"):
-        rows = (item.batch.target >= 0) | ((item.pseudo >= 0) if with_pseudo else False)
+        place, found = places[len(parts)], item.pseudo >= 0
+        rows = item.batch.target >= 0
+        if kind == "spread":
+            found &= ~rows
+            rows[_some(found, config.ii.spread_rows, derive_seed(config.seed, key, "spread", *place))] = True
+        elif kind != "gt":
+            rows |= found
         if has_norm:
-            rest = torch.nonzero(~rows).flatten()
-            pick = torch.Generator().manual_seed(derive_seed(config.seed, key, "context", *places[len(parts)]))
-            rows[rest[torch.randperm(len(rest), generator=pick)[: config.ii.context]]] = True
+            rest = ~(rows | found) if kind == "spread" else ~rows
+            rows[_some(rest, config.ii.context, derive_seed(config.seed, key, "context", *place))] = True
         moved = item.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             feats = model.features(moved.batch)
@@ -94,7 +114,17 @@ def cache_features(
         for part, (turn, name, _) in zip(parts, places, strict=True):
             own.setdefault((turn, name), []).append(part)
         parts = [_handed(own.get((turn, s.name), []), owner, processes, device) for turn, s, owner in visits]
-    return Features(*(torch.cat(column) for column in zip(*parts)))
+    features = Features(*(torch.cat(column) for column in zip(*parts)))
+    if kind == "spread":
+        merged = merge_targets(features.target, features.pseudo)
+        features = replace(features, target=merged, pseudo=torch.full_like(merged, -1))
+    return features
+
+
+def _some(rows: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` of the rows of a (n,) bool mask, drawn at random."""
+    which = torch.nonzero(rows).flatten()
+    return which[torch.randperm(len(which), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def _handed(
@@ -141,7 +171,7 @@ def train_classifier(
     model.train()
     count = len(cached.target)
     steps = -(-count // config.ii.rows)
-    label = cached.pseudo if config.ii.labels == "pseudo" else merge_targets(cached.target, cached.pseudo)
+    label = cached.label(config.ii.labels)
     order = torch.Generator().manual_seed(derive_seed(config.seed, key, "order"))
     mean = 0.0
     for epoch in progress(range(stage.epochs), stage.name):

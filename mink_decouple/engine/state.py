@@ -151,6 +151,10 @@ def try_settings(
             f"loss.pseudo_weight {config.loss.pseudo_weight}: the pseudo-labels need a mean of their own; "
             "set loss.seg_norm split"
         )
+    if config.ii.labels == "spread" and config.labels.spread == "none":
+        raise ValueError("ii.labels spread: the given labels do not; set labels.spread segments, or ii.labels gt")
+    if config.ii.labels == "spread" and config.ii.feature != "none":
+        raise ValueError(f"ii.feature {config.ii.feature}: is of pseudo-labels; set ii.labels mixed in place of spread")
     make_optimizer(config.optim, model)
     limit, crop = config.view.max_points, config.view.crop_points
     for scene in scenes if limit else ():

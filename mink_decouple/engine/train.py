@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mink_decouple.data.budget import class_counts
 from mink_decouple.data.sampling import CropSampler, epoch_batches
 from mink_decouple.decouple.balance import select_counts
-from mink_decouple.decouple.losses import pseudo_weights
+from mink_decouple.decouple.losses import class_weights, pseudo_weights
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.decouple.schedule import Stage, covers, learning_rate, refresh_due
 from mink_decouple.engine import checkpoint
@@ -235,11 +235,15 @@ class Trainer(Run):
         wants_pseudo = stage.uses_pseudo
         path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
         labels = scene_labels(self.scenes, self._table(path) if wants_pseudo else None)
+        if stage.labels == "spread":
+            labels = spread_scene_labels(self.scenes, self.segments)
         seed_torch(config.seed, stage.name)
         cached = cache_features(
-            self.model, config, self.scenes, labels, self.count, self.device, stage.name, wants_pseudo, self.processes
+            self.model, config, self.scenes, labels, self.count, self.device, stage.name, stage.labels, self.processes
         )
         objective = self._objective(stage, self._balance(labels) if wants_pseudo else None)
+        if config.ii.class_weight == "inv":
+            objective.weight = class_weights(cached.counts(config.ii.labels, self.count)).to(self.device)
         loss = train_classifier(self.model, config, stage, cached, objective, stage.name)
         self.processes.level(self.model.classifier)
         self.events.scalars("train/II", {"loss": loss}, self.state.step)
@@ -256,7 +260,7 @@ class Trainer(Run):
         config = self.config
         rho = self.state.rho if self.state.rho is not None else torch.ones(self.count)
         if stage.kind == "II":
-            labels, feature = config.ii.labels, config.ii.feature
+            labels, feature = "gt" if stage.labels == "spread" else config.ii.labels, config.ii.feature
         elif stage.uses_pseudo:
             labels, feature = "mixed", config.loss.feature
         elif self._spreads_early(stage):

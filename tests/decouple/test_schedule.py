@@ -35,6 +35,7 @@ def test_each_step_trains_its_part_on_its_labels():
     assert (i_step.trains, i_step.uses_pseudo, i_step.refresh) == ("backbone", True, "iter")
     assert (ii_step.trains, ii_step.uses_pseudo, ii_step.refresh) == ("classifier", False, None)
     assert build_schedule(iterations=1, ii_labels="mixed")[2].uses_pseudo
+    assert not build_schedule(iterations=1, ii_labels="spread")[2].uses_pseudo
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -121,7 +122,7 @@ def test_stages_are_frozen():
         (lambda: build_schedule(ii_epochs=0), "ii_epochs: 0, expected at least 1"),
         (lambda: build_schedule("supervised", i_epochs=-5), "i_epochs: -5, expected at least 1"),
         (lambda: build_schedule(refresh="never"), "refresh: 'never' is not one of iter, epoch, batch"),
-        (lambda: build_schedule(ii_labels="all"), "ii_labels: 'all' is not one of gt, pseudo, mixed"),
+        (lambda: build_schedule(ii_labels="all"), "ii_labels: 'all' is not one of gt, spread, pseudo, mixed"),
         (lambda: build_schedule(lr_policy="step"), "lr_policy: 'step' is not one of exp, cosine, constant"),
         (lambda: build_schedule(lr_decay=0.0), "lr_decay: 0.0, expected a factor in"),
         (lambda: build_schedule(i_lr=0.0), "lr: 0.0, expected a positive rate"),

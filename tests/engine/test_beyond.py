@@ -40,6 +40,7 @@ SWITCHES = {
     "smooth": {"pseudo": {"smooth": "segments"}},
     "spread": {"labels": {"spread": "segments"}},
     "spread early": {"labels": {"spread": "segments", "spread_in": "all"}},
+    "weighted": {"ii": {"class_weight": "inv"}},
 }
 
 
@@ -72,6 +73,7 @@ def test_every_switch_gives_another_network(make_config, tmp_path, overrides):
         ("supervised", {"view": {"mix": 1.0, "mix_stages": "i_step"}}),
         ("supervised", {"loss": {"erda": 1.0, "erda_stages": "i_step"}}),
         ("joint", {"ii": {"sampler": "balanced", "logit_adjust": 1.0}}),
+        ("paper", {"ii": {"spread_rows": 1}}),
         ("supervised", {"pseudo": {"smooth": "segments"}, "labels": {"spread": "segments"}}),
         ("paper", {"pseudo": {"smooth": "segments"}, "segments": {"most": 1}}),
         ("paper", {"labels": {"spread": "segments"}, "segments": {"most": 1}}),

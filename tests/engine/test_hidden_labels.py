@@ -97,7 +97,7 @@ def test_a_run_with_every_switch_beyond_the_paper_does_not_see_hidden_labels(pla
         "ema": {"decay": 0.9},
         "view": {"mix": 0.7},
         "loss": {"erda": 0.1},
-        "ii": {"sampler": "balanced", "logit_adjust": 0.3},
+        "ii": {"labels": "spread", "class_weight": "inv", "sampler": "balanced", "logit_adjust": 0.3},
         "pseudo": {"smooth": "segments", "delta_d": 0.0, "delta_len": 0.05},
         "labels": {"spread": "segments", "spread_in": "all"},
     }

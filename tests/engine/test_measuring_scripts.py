@@ -32,6 +32,18 @@ def test_a_second_step_made_again_ends_where_the_run_did(make_config, tmp_path):
     assert made["iou"] == pytest.approx(end["iou"], abs=1e-6) and begin["iou"] != end["iou"]
 
 
+def test_a_second_step_on_labels_that_spread_is_made_again_as_it_was(make_config, tmp_path):
+    from second_step import again
+
+    spread = {"labels": {"spread": "segments"}, "ii": {"labels": "spread", "class_weight": "inv", "spread_rows": 20}}
+    config = make_config(**spread, checkpoints={"stages": True}, schedule={"ii_step": {"epochs": 3, "lr": 0.1}})
+    Trainer(config, tmp_path / "run", torch.device("cpu")).run()
+    begin, end, made, plain = again(tmp_path / "run", {}, ["inv", "none"]).values()
+    assert made["iou"] == pytest.approx(end["iou"], abs=1e-6) and begin["iou"] != end["iou"] != plain["iou"]
+    with pytest.raises(SystemExit, match=r"ii\.labels mixed: pseudo-labels are not made again; choices: gt, spread"):
+        again(tmp_path / "run", {"ii": {"labels": "mixed"}}, ["none"])
+
+
 def test_a_run_scored_again_has_the_scores_of_a_run_with_these_settings(make_config, tmp_path):
     from rescore import again
 

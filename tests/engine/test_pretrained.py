@@ -41,7 +41,16 @@ LATER = {
         "g_act": "sigmoid",
         "g_reset": "never",
     },
-    "ii": {"labels": "mixed", "cache_passes": 2, "rows": 32, "context": 8, "sampler": "balanced", "logit_adjust": 0.5},
+    "ii": {
+        "labels": "mixed",
+        "cache_passes": 2,
+        "rows": 32,
+        "context": 8,
+        "spread_rows": 9,
+        "class_weight": "inv",
+        "sampler": "balanced",
+        "logit_adjust": 0.5,
+    },
     "eval": {"votes": 1, "smooth": "segments", "every": "epoch"},
 }
 """Another value for every setting that the pre-training is said not to depend on, where its labels do not spread."""

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from mink_decouple.config import LossConfig
+from mink_decouple.data.segments import over_segment, spread_labels
 from mink_decouple.decouple.balance import GradientRatio, select_counts
 from mink_decouple.engine import train as module
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.evaluate import make_model
 from mink_decouple.engine.objective import Objective
-from mink_decouple.engine.pseudo import labelled_counts
+from mink_decouple.engine.pseudo import labelled_counts, segments_of, spread_scene_labels
 from mink_decouple.engine.runtime import derive_seed, generator
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import balanced_order, cache_features
@@ -19,14 +20,20 @@ from mink_decouple.engine.train import Trainer
 CPU = torch.device("cpu")
 
 
-def cached(config):
+def revealed(config):
     dataset = open_dataset(config)
     scenes = load_split(config, dataset, "train")
-    scenes = reveal(scenes, training_labels(config, dataset, scenes))
+    return reveal(scenes, training_labels(config, dataset, scenes)), dataset.classes
+
+
+def cached(config, kind="gt"):
+    scenes, classes = revealed(config)
     labels = {s.name: SceneLabels.given(s) for s in scenes}
-    model = make_model(config, dataset.classes)
+    if kind == "spread":
+        labels = spread_scene_labels(scenes, segments_of(config, scenes))
+    model = make_model(config, classes)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    features = cache_features(model, config, scenes, labels, 3, CPU, "iter_00_II", with_pseudo=False)
+    features = cache_features(model, config, scenes, labels, 3, CPU, "iter_00_II", kind)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     return features
 
@@ -49,6 +56,43 @@ def test_every_pass_adds_an_augmented_copy(make_config):
     three = cached(make_config("minkunet", ii={"cache_passes": 3}))
     assert len(three.target) > 2 * len(one.target)
     assert not torch.equal(three.feats[: len(one.feats)], three.feats[-len(one.feats) :])
+
+
+WHOLE = {"view": {"crop_points": 1000}}
+STILL = dict.fromkeys(("rotate_z", "flip", "drop_points"))  # every grid point is a row
+SPREAD = {"labels": {"spread": "segments"}, "segments": {"most": 40}, "augment": STILL}
+
+
+def reached(scene, config):
+    """Labels of the grid points that a scene has one of, given ones and those that they spread to."""
+    label = spread_labels(scene.visible, over_segment(scene.grid, config.segments))
+    label = np.where(scene.visible >= 0, scene.visible, label)
+    return torch.from_numpy(label[label >= 0])
+
+
+def test_labels_that_spread_are_those_of_their_segments_beside_all_given_ones(make_config):
+    config = make_config("randla", **SPREAD, **WHOLE, ii={"labels": "spread", "cache_passes": 1})
+    features = cached(config, "spread")
+    expected = sum(reached(scene, config).bincount(minlength=3) for scene in revealed(config)[0])
+    given = cached(config).counts("gt", 3)
+    assert features.counts("spread", 3).tolist() == expected.tolist()
+    assert expected.sum() > 2 * given.sum() and (features.pseudo < 0).all()
+
+
+@pytest.mark.parametrize("backbone", ["minkunet", "randla"])
+def test_of_labels_that_spread_a_view_keeps_so_many_and_all_given_ones(make_config, backbone):
+    whole = WHOLE if backbone == "randla" else {}  # a view is a scene
+    few, many = (
+        make_config(
+            backbone, **SPREAD, **whole, ii={"labels": "spread", "cache_passes": 1, "spread_rows": n, "context": 10}
+        )
+        for n in (3, 10**6)
+    )
+    given, kept, held = cached(few), cached(few, "spread"), cached(many, "spread")
+    labelled = [int((found.target >= 0).sum()) for found in (given, kept, held)]
+    assert labelled[1] == labelled[0] + 3 * len(revealed(few)[0]) < labelled[2]
+    unlabelled = [int((found.target < 0).sum()) for found in (given, kept)]
+    assert unlabelled[0] == unlabelled[1]  # what was not kept of a segment is no context either
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else():
@@ -101,6 +145,36 @@ def test_the_adjusted_loss_is_the_cross_entropy_of_shifted_logits(labels, tau):
     counts = {key: float(value) for key, value in made.counts(target, pseudo).items()}
     loss, _ = made(logits, target, pseudo, torch.zeros(6), counts)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(shifted, told, ignore_index=-1))
+
+
+def test_the_classes_of_the_step_are_weighted_by_its_own_rows(make_config, tmp_path, monkeypatch):
+    ii = {"labels": "spread", "class_weight": "inv", "cache_passes": 1}
+    config = make_config("randla", **SPREAD, **WHOLE, ii=ii)
+    (objective,), trainer = objectives_of(config, tmp_path / "run", monkeypatch)
+    assert objective.labels == "gt"
+    counts = sum(reached(scene, config).bincount(minlength=3) for scene in trainer.scenes)
+    torch.testing.assert_close(objective.weight.double(), 1 / (counts.double() / counts.sum() + 0.02))
+    (plain,), _ = objectives_of(make_config("minkunet"), tmp_path / "plain", monkeypatch)
+    assert plain.weight.unique().numel() == 1  # by the given labels, four of each class
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ii": {"labels": "spread"}}, "ii.labels spread: the given labels do not; set labels.spread segments"),
+        (
+            {"ii": {"labels": "spread", "feature": "mifl"}, "labels": {"spread": "segments"}},
+            "ii.feature mifl: is of pseudo-labels",
+        ),
+    ],
+    ids=["nothing spreads", "loss of pseudo-labels"],
+)
+def test_a_step_on_labels_that_do_not_spread_is_refused_before_anything_is_written(
+    make_config, tmp_path, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        Trainer(make_config(**settings), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def objectives_of(config, output, monkeypatch):
