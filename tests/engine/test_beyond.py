@@ -40,7 +40,6 @@ SWITCHES = {
     "smooth": {"pseudo": {"smooth": "segments"}},
     "spread": {"labels": {"spread": "segments"}},
     "spread early": {"labels": {"spread": "segments", "spread_in": "all"}},
-    "weighted": {"ii": {"class_weight": "inv"}},
 }
 
 
