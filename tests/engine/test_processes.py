@@ -72,10 +72,17 @@ def trained(config, tmp_path, count):
     return output
 
 
-@pytest.mark.parametrize(("backbone", "count"), [("minkunet", 4), ("randla", 3)])
-def test_several_processes_give_the_losses_and_scores_of_one(make_config, tmp_path, monkeypatch, backbone, count):
+SEGMENTS = {
+    "labels": {"spread": "segments"},
+    "segments": {"most": 40},
+    "ii": {"labels": "spread", "class_weight": "inv", "spread_rows": 20},
+}
+
+
+@pytest.mark.parametrize(("backbone", "count", "more"), [("minkunet", 4, {}), ("randla", 3, SEGMENTS)])
+def test_several_processes_give_the_losses_and_scores_of_one(make_config, tmp_path, monkeypatch, backbone, count, more):
     """Of three, one has two of the four micro-batches."""
-    config = make_config(backbone, **merge(SHARED, {"model": {"head": "mlp"}}))
+    config = make_config(backbone, **merge(merge(SHARED, more), {"model": {"head": "mlp"}}))
     several, one, wanted = trained(config, tmp_path, count), tmp_path / "one", []
     original = Trainer._gradients
 
