@@ -165,7 +165,7 @@ def _config_text(looks: Sequence[Look], train: Sequence[Look], val: Sequence[Loo
     head = f"""# {root}: {len(looks)} files, a first configuration to change at will. Every key: docs/method.md.
 #   mink-decouple check --config THIS
 #   mink-decouple train --config THIS
-recipe: decoupled
+recipe: {"outdoor" if outdoors else "decoupled"}
 labels: {{budget: "1%", unit: raw}}  # of each class and file; 1pt: one point of each
 data:
   dataset: folder

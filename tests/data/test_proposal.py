@@ -67,10 +67,12 @@ def test_every_class_stays_in_the_training_files():
 
 def test_features_are_the_columns_that_every_file_has():
     both = [seen("a.las", {2: 9, 6: 9}, columns=("intensity", "rgb")), seen("b.las", {2: 9, 6: 9}, columns=("rgb",))]
-    assert "features: [rgb, height, height_wide]" in propose(both, "t", "c.yaml").config
+    outdoors = propose(both, "t", "c.yaml").config
+    assert "features: [rgb, height, height_wide]" in outdoors and "\nrecipe: outdoor\n" in outdoors
     indoors = [seen(f"{n}.ply", {1: 9, 2: 9}, columns=("rgb",), extent=(6, 5, 3)) for n in "ab"]
     text = propose(indoors, "t", "c.yaml").config
     assert "features: [rgb, height]" in text and "height: floor" in text and "shape: sphere" in text
+    assert "\nrecipe: decoupled\n" in text
     assert "crop_points: 24000" in propose([seen(f"{n}.las", {2: 9, 6: 9}, 900_000) for n in "ab"], "t", "c").config
 
 
