@@ -83,7 +83,7 @@ class Job:
     def objective(self, stage: Stage) -> Objective:
         """The losses of a stage."""
         loss, mixed = self.config.loss, stage.kind == "I"
-        labels, feature = ("mixed", loss.feature) if mixed else (self.config.ii.labels, "none")
+        labels, feature = ("mixed", loss.feature) if mixed else ("gt", "none")
         return Objective(
             loss, labels, feature, None, torch.ones(self.count), GradientRatio(self.count, self.config.loss.g_act)
         )

@@ -55,6 +55,14 @@ if "stages: true" in (output / "config.yaml").read_text():
 
 
 @pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal, also where the tests run as a background job, which begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def fake_training(monkeypatch):
     """Trainings that take no time and all score 50; `check` is a line of Python that each begins with."""
 
@@ -244,7 +252,7 @@ assert "--pretrained" not in sys.argv
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_trainings_that_ignore_ctrl_c_stop_with_the_study(tmp_path, fake_training, monkeypatch, sign):
+def test_trainings_that_ignore_ctrl_c_stop_with_the_study(tmp_path, fake_training, ctrl_c, monkeypatch, sign):
     """As a training does while it begins as the background job of a shell."""
     monkeypatch.setattr("mink_decouple.study.launch.GRACE_SECONDS", 0.5)
     fake_training("""
@@ -271,7 +279,7 @@ time.sleep(120)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
-def test_trainings_that_the_terminal_has_told_get_no_second_signal(tmp_path, fake_training):
+def test_trainings_that_the_terminal_has_told_get_no_second_signal(tmp_path, fake_training, ctrl_c):
     """Ctrl-C reaches the study and its trainings; one that is saving its step is left to it."""
     fake_training("""
 import os, signal, time
