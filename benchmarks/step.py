@@ -6,7 +6,8 @@ One table for each backbone and stage: pre-training and I-step. Labels with "bes
 which is not part of a step. Half of the points carry their true class as a pseudo-label, in place of a network's. The
 backward of one more step is listed by autograd function, as torch.profiler sees it.
 
-Then an epoch of the I-step is set against 100 epochs of the II-step, which trains the classifier on cached features.
+Then an epoch of the I-step is set against 100 epochs of the II-step, which trains the classifier on cached features, of
+the given labels alone (the paper); with `ii.labels: spread` there are up to `ii.spread_rows` more rows a view.
 """
 
 from __future__ import annotations
