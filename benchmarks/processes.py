@@ -157,8 +157,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
+        from mink_decouple.engine.leave import leave
+
         work(args)
-        return
+        leave(0)
     with tempfile.TemporaryDirectory() as name:
         for part in (sameness, throughput):
             if args.only in (None, part.__name__):

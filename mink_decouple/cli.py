@@ -44,11 +44,20 @@ class FailedRuns(Exception):
 
 
 def guarded(args: argparse.Namespace) -> int:
-    """Run, turning a user's error into clear lines and exit code 2."""
+    """Run, turning a user's error into clear lines and exit code 2; one of several processes ends here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _code(args.run, args)
+    if args.run not in (train, evaluate):
+        print(f"error: {args.run.__name__}: is for one process; several share train and evaluate only", file=sys.stderr)
+        return 2
+    from mink_decouple.engine.leave import leave
+
+    leave(_code(args.run, args))
+
+
+def _code(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.run not in (train, evaluate):
-            raise ValueError(f"{args.run.__name__}: is for one process; several share train and evaluate only")
-        args.run(args)
+        run(args)
     except ImportError as error:
         print(f"error: {error}; see what is missing: mink-decouple doctor", file=sys.stderr)
         return 1

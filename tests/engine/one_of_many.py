@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mink_decouple.config import load_config
+from mink_decouple.engine.leave import leave
 from mink_decouple.engine.processes import joined
 from mink_decouple.engine.train import Trainer
 
@@ -33,3 +34,4 @@ if __name__ == "__main__":
         assert processes.first == (trainer.lock is not None)
     if processes.first:
         (output / "losses.json").write_text(json.dumps(told))
+    leave(0)

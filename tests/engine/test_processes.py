@@ -217,6 +217,49 @@ def test_restarted_processes_do_not_look_for_those_that_were_killed(order):
                 process.kill()
 
 
+LATE = """
+import sys, time, numpy, torch
+from torch import distributed
+from mink_decouple.engine.leave import leave
+
+class Late:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+late = Late()
+distributed.init_process_group("gloo")
+distributed.barrier()
+sys.setswitchinterval(1000.0)
+distributed.all_reduce(torch.from_numpy(numpy.ones(9)), async_op=True)
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    pass
+print("done")
+if "leave" in sys.argv:
+    leave(3)
+"""
+"""A thread of gloo has a tensor to let go of and waits for the interpreter's lock, which is free once the interpreter
+ends: where torch has not mended its issue 190489, the process aborts there."""
+
+
+def test_a_thread_that_still_holds_a_tensor_does_not_fail_a_process_that_leaves():
+    several = launch(["-c", LATE, "leave"], 2)
+    told = [process.communicate(timeout=60)[0] for process in several]
+    assert [process.returncode for process in several] == [3, 3] and told == ["done\n"] * 2, told
+
+
+def test_the_command_line_leaves_where_it_is_one_of_several():
+    """Else the interpreter would end, and say so."""
+    ends_aloud = (
+        "import atexit, sys; atexit.register(print, 'ended')\nfrom mink_decouple.cli import main\nsys.exit(main())"
+    )
+    for count, ends in ((2, 0), (1, 1)):
+        several = launch(["-c", ends_aloud, "evaluate", "--checkpoint", "missing.pt"], count)
+        for process in several:
+            told = process.communicate(timeout=60)[0]
+            assert process.returncode == 2 and "error: missing.pt" in told and told.count("ended") == ends, told
+
+
 def test_a_loss_that_is_not_finite_stops_all_and_one_names_its_scenes(make_config, tmp_path):
     """A learning rate that no network survives."""
     lost = {"schedule": {"steps": 8, "pretrain": {"lr": 1e30}}, "optim": {"name": "sgd", "grad_clip": 0.0}}
