@@ -45,7 +45,7 @@ class FailedRuns(Exception):
 
 def guarded(args: argparse.Namespace) -> int:
     """Run, turning a user's error into clear lines and exit code 2; one of several processes ends here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("0", "1"):
         return _code(args.run, args)
     if args.run not in (train, evaluate):
         print(f"error: {args.run.__name__}: is for one process; several share train and evaluate only", file=sys.stderr)
