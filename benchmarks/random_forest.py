@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eigen_features import CHUNK, Array, eigen_features, thin
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -31,6 +30,7 @@ from mink_decouple.config import Config, load_config, parse_overrides
 from mink_decouple.data import Dataset, load_dataset
 from mink_decouple.data.budget import LabelSet, check, draw, parse_budget
 from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.eigen_features import CHUNK, Array, eigen_features, thin
 from mink_decouple.data.grid import subsample
 from mink_decouple.data.ground import height_above_ground, planar_spacing
 from mink_decouple.metrics import ConfusionMatrix

@@ -26,7 +26,8 @@ from mink_decouple.decouple.losses import class_weights
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import evaluate, make_model
 from mink_decouple.engine.objective import Objective
-from mink_decouple.engine.pseudo import labelled_counts, scene_labels, segments_of, spread_scene_labels
+from mink_decouple.engine.pseudo import labelled_counts, scene_labels, spread_scene_labels
+from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.runtime import keep_freed_memory, seed_torch
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal
 from mink_decouple.engine.second_step import cache_features, train_classifier
@@ -66,7 +67,8 @@ def again(folder: Path, changes: dict[str, Any], weights: list[str]) -> dict[str
     kind, key = config.ii.labels, stages[0].name
     if kind not in ("gt", "spread"):
         raise SystemExit(f"ii.labels {kind}: pseudo-labels are not made again; choices: gt, spread")
-    labels = scene_labels(train, None) if kind == "gt" else spread_scene_labels(train, segments_of(config, train))
+    reach = reach_of(config, train, segments_of(config, train))
+    labels = scene_labels(train, None) if kind == "gt" else spread_scene_labels(train, reach)
     cached = cache_features(model, config, train, labels, len(names), CPU, key, kind)
     prior = labelled_counts(train, len(names)).sum(0)
     counts = prior if kind == "gt" else cached.counts(kind, len(names))

@@ -24,6 +24,7 @@ from mink_decouple.sections import (
     DataConfig,
     EmaConfig,
     EvalConfig,
+    ForestConfig,
     LabelsConfig,
     LossConfig,
     ModelConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "DataConfig",
     "EmaConfig",
     "EvalConfig",
+    "ForestConfig",
     "LabelsConfig",
     "LossConfig",
     "ModelConfig",
@@ -248,11 +250,11 @@ def pretraining(config: Config) -> Config:
     later: dict[str, Any] = {"recipe": Config.recipe, "checkpoints": CheckpointsConfig(), "eval": EvalConfig()}
     if config.schedule.mode != "supervised":  # that lasts as long as all stages together
         labels, kept = config.labels, ["class_weight", "absent", *_ERDA]
-        if labels.spread == "segments" and labels.spread_in == "all":
+        if labels.spread != "none" and labels.spread_in == "all":
             kept += ["seg_norm", "seg_lambda", "pseudo_weight"]
         else:
             later["labels"] = dataclasses.replace(labels, spread="none", spread_in="pseudo")
-            later["segments"] = SegmentsConfig()
+            later |= {"segments": SegmentsConfig(), "forest": ForestConfig()}
         later["loss"] = LossConfig(**{key: getattr(config.loss, key) for key in kept})
         schedule, default = config.schedule, ScheduleConfig()
         later["schedule"] = dataclasses.replace(

@@ -22,7 +22,9 @@ class LabelsConfig:
     budget: str = "1pt"  # 1pt | Npt | R% | Nx | scans:R% | full | a label file
     unit: str = setting("grid", choices=("grid", "raw"))
     seed: int | None = None  # None: the run's seed
-    spread: str = setting("none", choices=("none", "segments"))  # a given label is a pseudo-label of its whole segment
+    spread: str = setting(
+        "none", choices=("none", "segments", "forest")
+    )  # to their segments, or to where a forest is sure
     spread_in: str = setting("pseudo", choices=("pseudo", "all"))  # stages with pseudo-labels, or the pre-training too
 
 
@@ -127,13 +129,24 @@ class PseudoConfig:
 
 @dataclass(frozen=True)
 class SegmentsConfig:
-    """The unsupervised over-segmentation behind `pseudo.smooth`, `labels.spread` and `eval.smooth`."""
+    """The unsupervised over-segmentation behind `pseudo.smooth`, `labels.spread: segments` and `eval.smooth`."""
 
     k: int = setting(8, low=2)  # neighbours of a point: for its normal, and its edges
     angle: float = setting(30.0, low=0.1, high=90.0)  # degrees between normals that count as one unit of difference
     colour: float = setting(0.15, low=1e-3)  # distance of colours (0..1 a channel) that counts as one
     scale: float = setting(2.0, low=0.0)  # how much a small segment may differ within: larger merges more
     most: int = setting(500, low=1)  # grid points of a segment
+
+
+@dataclass(frozen=True)
+class ForestConfig:
+    """The random forest on neighbourhoods' shapes behind `labels.spread: forest`."""
+
+    trees: int = setting(300, low=1)
+    radii: list[float] = setting([2.0, 4.0, 8.0, 16.0])  # of the spheres around a point, in grid sizes
+    neighbors: int = setting(64, low=3)  # the nearest so many of a sphere
+    share: float = setting(0.3, low=0.0, high=1.0)  # of the points that it gives a class in a scene, the surest
+    most: int = setting(50_000, low=1)  # given labels that it learns from
 
 
 @dataclass(frozen=True)
@@ -232,6 +245,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     segments: SegmentsConfig = field(default_factory=SegmentsConfig)
+    forest: ForestConfig = field(default_factory=ForestConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     ii: SecondStepConfig = field(default_factory=SecondStepConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mink_decouple.config import load_config
+from mink_decouple.data import eigen_features as eigen
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import write_cloud
 
@@ -26,8 +27,6 @@ def load(name: str) -> ModuleType:
     return module
 
 
-# Under its own name first, as the script beside it imports it.
-eigen = load("eigen_features")
 rf = load("random_forest")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mink_decouple.config import Config
-from mink_decouple.data.segments import over_segment, smooth, spread_labels
+from mink_decouple.data.segments import smooth
 from mink_decouple.decouple.balance import imbalance_ratio, select_counts
 from mink_decouple.decouple.pseudo_labels import (
     PseudoLabels,
@@ -29,9 +29,10 @@ from mink_decouple.decouple.pseudo_labels import (
 from mink_decouple.decouple.pseudo_table import Packed, PseudoLabelTable
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.events import progress
-from mink_decouple.engine.lazy import Kept, PerScene
+from mink_decouple.engine.lazy import PerScene
 from mink_decouple.engine.predict import probabilities
 from mink_decouple.engine.processes import ALONE, Processes
+from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.scenes import Scene, owned, owners
 from mink_decouple.models.segmenter import Segmenter
 
@@ -88,11 +89,6 @@ def selection_options(config: Config) -> SelectionOptions:
     )
 
 
-def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndarray]:
-    """(V,) int32 segments of every scene (`over_segment`), made when first asked for and kept: 4 bytes a grid point."""
-    return Kept(scenes, lambda scene: over_segment(scene.grid, config.segments))
-
-
 def make_pseudo_labels(
     model: Segmenter,
     config: Config,
@@ -100,15 +96,18 @@ def make_pseudo_labels(
     classes: int,
     device: torch.device,
     segments: Mapping[str, np.ndarray] | None = None,
+    reach: Mapping[str, np.ndarray] | None = None,
     processes: Processes = ALONE,
 ) -> Selection:
     """Predict every training scene in evaluation mode and select pseudo-labels.
 
-    `segments` are those of `segments_of`, for `pseudo.smooth` and `labels.spread`; None makes them where needed.
+    `segments` are those of `segments_of`, for `pseudo.smooth`, and `reach` is that of `reach_of`, for `labels.spread`;
+    None makes them where needed.
     `processes` share the scenes out, and each gets the labels of all.
     """
     p, options = config.pseudo, selection_options(config)
     segments = segments_of(config, scenes) if segments is None else segments
+    reach = reach_of(config, scenes, segments) if reach is None else reach
     own = owned(scenes, processes)
     visible = PerScene(own, lambda scene: torch.from_numpy(scene.visible))
     probs = _room(own, classes)
@@ -128,7 +127,7 @@ def make_pseudo_labels(
         certain, uncertain = _global_thresholds(probs, visible, rho, options, processes)
     known = 0
     total = Quality(*(torch.zeros(shape, dtype=torch.int64) for shape in ((2, classes), (2, classes), (classes,))))
-    reached = torch.zeros(classes, dtype=torch.int64) if config.labels.spread == "segments" else None
+    reached = torch.zeros(classes, dtype=torch.int64) if config.labels.spread != "none" else None
 
     def choose() -> Iterator[tuple[str, PseudoLabels]]:
         nonlocal known, total, reached
@@ -136,9 +135,9 @@ def make_pseudo_labels(
             shown, truth = visible[scene.name], scene.truth
             labels = select(probs[scene.name], shown, rho, tail, options, certain, uncertain)
             if reached is not None:
-                spread = torch.from_numpy(spread_labels(shown.numpy(), segments[scene.name]))
+                spread = torch.from_numpy(reach[scene.name])
                 labels = give_spread(labels, shown, spread)
-                reached = reached + torch.bincount(spread[(spread >= 0) & (shown < 0)], minlength=classes)
+                reached = reached + torch.bincount(spread[spread >= 0], minlength=classes)
             if (truth >= 0).any():
                 total, known = total + quality(labels, torch.from_numpy(truth), classes, shown), 1
             yield scene.name, labels
@@ -226,13 +225,12 @@ def scene_labels(scenes: Sequence[Scene], table: PseudoLabelTable | None) -> Map
     return PerScene(scenes, labels)
 
 
-def spread_scene_labels(scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, SceneLabels]:
-    """Labels of every scene: the given ones, and for pseudo-labels those that they spread to, with confidence 1."""
+def spread_scene_labels(scenes: Sequence[Scene], reach: Mapping[str, np.ndarray]) -> Mapping[str, SceneLabels]:
+    """Labels of every scene: the given ones, and for pseudo-labels those that reach further, with confidence 1."""
 
     def labels(scene: Scene) -> SceneLabels:
-        shown = scene.visible
-        spread = np.where(shown < 0, spread_labels(shown, segments[scene.name]), -1)
-        return SceneLabels(shown, spread, (spread >= 0).astype(np.float32))
+        spread = reach[scene.name]
+        return SceneLabels(scene.visible, spread, (spread >= 0).astype(np.float32))
 
     return PerScene(scenes, labels)
 

@@ -26,7 +26,8 @@ from mink_decouple.engine.lock import RunLock
 from mink_decouple.engine.optim import make_optimizer
 from mink_decouple.engine.outcome import highest
 from mink_decouple.engine.processes import ALONE, Processes
-from mink_decouple.engine.pseudo import labelled_counts, segments_of
+from mink_decouple.engine.pseudo import labelled_counts
+from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, write_json, write_text
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.snapshots import Snapshots, richest
@@ -127,6 +128,7 @@ class Run:
         shown = (richest(self.scenes, truth), self.pictured)
         self.snapshots = Snapshots(output, config, self.count, device, *shown)
         self.segments = segments_of(config, self.scenes)
+        self.reach = reach_of(config, self.scenes, self.segments)
         self.model: Segmenter = make_model(config, self.classes, device)
         self.networks = Networks(self.model, config.ema, lambda: make_model(config, self.classes, device))
         self.alignment = self._alignment()

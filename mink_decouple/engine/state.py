@@ -152,7 +152,9 @@ def try_settings(
             "set loss.seg_norm split"
         )
     if config.ii.labels == "spread" and config.labels.spread == "none":
-        raise ValueError("ii.labels spread: the given labels do not; set labels.spread segments, or ii.labels gt")
+        raise ValueError(
+            "ii.labels spread: the given labels do not; set labels.spread segments or forest, or ii.labels gt"
+        )
     if config.ii.labels == "spread" and config.ii.feature != "none":
         raise ValueError(f"ii.feature {config.ii.feature}: is of pseudo-labels; set ii.labels mixed in place of spread")
     make_optimizer(config.optim, model)

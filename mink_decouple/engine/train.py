@@ -97,7 +97,7 @@ class Trainer(Run):
         made = stage.uses_pseudo and not self._renews(stage, state.epoch)
         labels = scene_labels(self.scenes, self._table(table_path) if made else None)
         if self._spreads_early(stage):
-            labels = spread_scene_labels(self.scenes, self.segments)
+            labels = spread_scene_labels(self.scenes, self.reach)
         if isinstance(self.sampler, CropSampler):
             self.sampler.label_centred = 0.0 if stage.uses_pseudo else config.view.label_centred
         if self.optimizer is None:
@@ -236,7 +236,7 @@ class Trainer(Run):
         path = self.output / "pseudo_labels" / f"iter_{stage.iteration:02d}.npz"
         labels = scene_labels(self.scenes, self._table(path) if wants_pseudo else None)
         if stage.labels == "spread":
-            labels = spread_scene_labels(self.scenes, self.segments)
+            labels = spread_scene_labels(self.scenes, self.reach)
         seed_torch(config.seed, stage.name)
         cached = cache_features(
             self.model, config, self.scenes, labels, self.count, self.device, stage.name, stage.labels, self.processes
@@ -278,7 +278,7 @@ class Trainer(Run):
         """Make, keep and report the pseudo-labels of an iteration."""
         started = time.perf_counter()
         source = self.networks.asked("pseudo")
-        fixed = self.config, self.scenes, self.count, self.device, self.segments, self.processes
+        fixed = self.config, self.scenes, self.count, self.device, self.segments, self.reach, self.processes
         selection = make_pseudo_labels(source, *fixed)
         if self.processes.first:
             checksum = selection.table.save(path)
@@ -303,9 +303,9 @@ class Trainer(Run):
         return scene_labels(self.scenes, selection.table)
 
     def _spreads_early(self, stage: Stage) -> bool:
-        """Whether a pre-training learns from the segments of given labels as well."""
+        """Whether a pre-training learns from where given labels reach as well."""
         labels = self.config.labels
-        return stage.kind == "pretrain" and labels.spread == "segments" and labels.spread_in == "all"
+        return stage.kind == "pretrain" and labels.spread != "none" and labels.spread_in == "all"
 
     def _renews(self, stage: Stage, epoch: int) -> bool:
         """Whether pseudo-labels are made before an epoch; not again where a resumed run is in its midst."""

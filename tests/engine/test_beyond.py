@@ -258,7 +258,7 @@ def test_labels_spread_in_the_pre_training_only_where_asked_for(make_config, tmp
 def test_early_labels_are_those_that_spread(make_config, tmp_path):
     config = make_config(labels={"spread": "segments", "spread_in": "all"}, segments={"most": 40})
     trainer = Trainer(config, tmp_path / "run", CPU)
-    labels = spread_scene_labels(trainer.scenes, trainer.segments)
+    labels = spread_scene_labels(trainer.scenes, trainer.reach)
     for scene in trainer.scenes:
         found, shown = labels[scene.name], scene.visible
         np.testing.assert_array_equal(found.visible, shown)

@@ -11,7 +11,8 @@ from mink_decouple.engine import train as module
 from mink_decouple.engine.batches import SceneLabels
 from mink_decouple.engine.evaluate import make_model
 from mink_decouple.engine.objective import Objective
-from mink_decouple.engine.pseudo import labelled_counts, segments_of, spread_scene_labels
+from mink_decouple.engine.pseudo import labelled_counts, spread_scene_labels
+from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.runtime import derive_seed, generator
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
 from mink_decouple.engine.second_step import balanced_order, cache_features
@@ -30,7 +31,7 @@ def cached(config, kind="gt"):
     scenes, classes = revealed(config)
     labels = {s.name: SceneLabels.given(s) for s in scenes}
     if kind == "spread":
-        labels = spread_scene_labels(scenes, segments_of(config, scenes))
+        labels = spread_scene_labels(scenes, reach_of(config, scenes, segments_of(config, scenes)))
     model = make_model(config, classes)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     features = cache_features(model, config, scenes, labels, 3, CPU, "iter_00_II", kind)

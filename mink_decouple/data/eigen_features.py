@@ -6,8 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from mink_decouple.threads import share
+
 Array = NDArray[np.float32]
-CHUNK = 32_768
+CHUNK = 16_384
+"""Points that a thread describes together: about 100 MB of neighbours."""
 
 SHAPE_NAMES = (
     "linearity",
@@ -31,11 +34,60 @@ SHAPE_NAMES = (
 """Columns of :func:`eigen_features`, in order; means and deviations of the attributes follow them."""
 
 
+OPERATIONS = 20_000
+"""Arithmetic operations that a sphere takes, roughly."""
+
+
 def thin(coords: NDArray[np.floating], cell: float) -> NDArray[np.int64]:
     """Index of one point per occupied cell of a grid of ``cell`` metres, in ascending order."""
     cells = np.floor((coords - coords.min(axis=0)) / cell).astype(np.int64)
     _, first = np.unique(cells, axis=0, return_index=True)
     return np.sort(first)
+
+
+class Spheres:
+    """Describes the spheres around points by the eigenvalues of their covariance and by their heights.
+
+    With eigenvalues ``a >= b >= c``: linearity ``(a-b)/a``, planarity ``(b-c)/a``, sphericity ``c/a``, omnivariance
+    ``(abc)^(1/3)``, anisotropy ``(a-c)/a``, eigenentropy ``-sum p ln p`` and surface variation ``c/(a+b+c)`` with ``p``
+    the eigenvalues over their sum (Weinmann et al. 2015); verticality ``1 - |n_z|`` of the normal. A sphere of fewer
+    than three points has no shape: its shape columns are zero.
+
+    Args:
+        coords: (N, 3) metres, the cloud whose points are the neighbours.
+        radius: metres.
+        max_neighbors: only the nearest this many points of a sphere are used.
+        attributes: (N, A) per point; their neighbourhood means and standard deviations are appended.
+
+    Raises:
+        ValueError: the cloud is empty or the radius is not positive.
+    """
+
+    def __init__(
+        self,
+        coords: NDArray[np.floating],
+        radius: float,
+        max_neighbors: int = 64,
+        attributes: NDArray[np.floating] | None = None,
+    ) -> None:
+        if len(coords) == 0:
+            raise ValueError("eigen-features: the cloud has no point")
+        if radius <= 0:
+            raise ValueError(f"radius: {radius} is not positive")
+        self._points = np.asarray(coords, dtype=np.float64)
+        self._values = np.zeros((len(coords), 0)) if attributes is None else np.asarray(attributes, dtype=np.float64)
+        self._tree, self._radius, self._k = cKDTree(coords), radius, min(max_neighbors, len(coords))
+
+    @property
+    def width(self) -> int:
+        """Columns of a row: ``len(SHAPE_NAMES) + 2 A``."""
+        return len(SHAPE_NAMES) + 2 * self._values.shape[1]
+
+    def describe(self, queries: NDArray[np.floating]) -> Array:
+        """(Q, width) float32 rows of (Q, 3) places, metres; on the calling thread, so keep them few (`CHUNK`)."""
+        centres = np.asarray(queries, dtype=np.float64)
+        _, index = self._tree.query(centres, k=[*range(1, self._k + 1)], distance_upper_bound=self._radius)
+        return _describe(self._points, self._values, centres, index).astype(np.float32)
 
 
 def eigen_features(
@@ -45,39 +97,16 @@ def eigen_features(
     max_neighbors: int = 64,
     attributes: NDArray[np.floating] | None = None,
 ) -> Array:
-    """Describe the sphere around each query by the eigenvalues of its covariance and by its heights.
+    """(Q, width) float32 rows of (Q, 3) places by threads; arguments and errors of `Spheres`."""
+    spheres = Spheres(coords, radius, max_neighbors, attributes)
+    out = np.empty((len(queries), spheres.width), dtype=np.float32)
 
-    With eigenvalues ``a >= b >= c``: linearity ``(a-b)/a``, planarity ``(b-c)/a``, sphericity ``c/a``, omnivariance
-    ``(abc)^(1/3)``, anisotropy ``(a-c)/a``, eigenentropy ``-sum p ln p`` and surface variation ``c/(a+b+c)`` with ``p``
-    the eigenvalues over their sum (Weinmann et al. 2015); verticality ``1 - |n_z|`` of the normal. A sphere of fewer
-    than three points has no shape: its shape columns are zero.
+    def work(first: int, last: int) -> None:
+        for start in range(first, last, CHUNK):
+            rows = slice(start, min(start + CHUNK, last))
+            out[rows] = spheres.describe(queries[rows])
 
-    Args:
-        coords: (N, 3) metres, the cloud whose points are the neighbours.
-        queries: (Q, 3) metres, where to compute.
-        radius: metres.
-        max_neighbors: only the nearest this many points of a sphere are used.
-        attributes: (N, A) per point; their neighbourhood means and standard deviations are appended.
-
-    Returns:
-        (Q, len(SHAPE_NAMES) + 2 A) float32.
-
-    Raises:
-        ValueError: the cloud is empty or the radius is not positive.
-    """
-    if len(coords) == 0:
-        raise ValueError("eigen_features: the cloud has no point")
-    if radius <= 0:
-        raise ValueError(f"radius: {radius} is not positive")
-    tree = cKDTree(coords)
-    points = np.asarray(coords, dtype=np.float64)
-    values = np.zeros((len(coords), 0)) if attributes is None else np.asarray(attributes, dtype=np.float64)
-    out = np.empty((len(queries), len(SHAPE_NAMES) + 2 * values.shape[1]), dtype=np.float32)
-    k = min(max_neighbors, len(coords))
-    for start in range(0, len(queries), CHUNK):
-        centres = np.asarray(queries[start : start + CHUNK], dtype=np.float64)
-        _, index = tree.query(centres, k=[*range(1, k + 1)], distance_upper_bound=radius, workers=-1)
-        out[start : start + CHUNK] = _describe(points, values, centres, index)
+    share(work, len(queries), OPERATIONS * len(queries))
     return out
 
 

@@ -1,0 +1,127 @@
+"""A random forest on the shape of neighbourhoods: the classic point classifier, which a few dozen labels suffice for.
+
+Features follow Weinmann et al. 2015 and Hackel et al. 2016 (eigenvalues of the local covariance and heights at several
+scales), the neighbourhoods Thomas et al. 2018 (spheres on a cloud thinned to a fifth of the radius, so that the number
+of neighbours stays bounded at every scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mink_decouple.config import ForestConfig
+from mink_decouple.data.eigen_features import CHUNK, OPERATIONS, Array, Spheres, thin
+from mink_decouple.data.grid import GridCloud
+from mink_decouple.threads import share
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestClassifier
+
+THINNING = 5.0
+"""Neighbours are taken from a cloud thinned to cells of the radius over this."""
+
+
+class Surroundings:
+    """What a forest sees of the points of a grid cloud.
+
+    A row holds the point's own features, and for each radius `Spheres` of the coordinates and of the features.
+
+    Args:
+        grid: V points; all of its features are used.
+        options: radii in grid sizes, and neighbours of a sphere.
+    """
+
+    def __init__(self, grid: GridCloud, options: ForestConfig) -> None:
+        self._coords = grid.coords
+        columns = [np.asarray(grid.features[key], np.float32).reshape(len(grid), -1) for key in sorted(grid.features)]
+        self._table = np.concatenate([np.empty((len(grid), 0), np.float32), *columns], axis=1)
+        self._spheres = []
+        for radius in (grid.size * step for step in options.radii):
+            kept = thin(grid.coords, radius / THINNING)
+            self._spheres.append(Spheres(grid.coords[kept], radius, options.neighbors, self._table[kept]))
+
+    def __len__(self) -> int:
+        return len(self._coords)
+
+    def rows(self, points: np.ndarray) -> Array:
+        """(n, F) float32 rows of (n,) int64 grid points, on the calling thread."""
+        around = [sphere.describe(self._coords[points]) for sphere in self._spheres]
+        return np.concatenate([self._table[points], *around], axis=1)
+
+
+def fit(
+    surroundings: Mapping[str, Surroundings], visible: Mapping[str, np.ndarray], options: ForestConfig, seed: int
+) -> RandomForestClassifier:
+    """A forest of the given labels, classes weighted by inverse frequency.
+
+    Args:
+        surroundings: scene name -> what is seen of its V points; looked up one scene at a time.
+        visible: scene name -> (V,) int64 given labels, -1 hidden.
+        options: trees, and how many labels may take part: the others are left out at random.
+        seed: of the choice and of the trees.
+
+    Raises:
+        ValueError: no label at all.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+
+    given = {name: np.flatnonzero(visible[name] >= 0) for name in visible}
+    ends = np.cumsum([0, *(len(points) for points in given.values())])
+    if not ends[-1]:
+        raise ValueError("labels.spread forest: no labelled point to learn from")
+    kept = np.arange(ends[-1])
+    if len(kept) > options.most:
+        kept = np.sort(np.random.default_rng(seed).choice(len(kept), options.most, replace=False))
+    rows, target = [], []
+    for (name, points), first, end in zip(given.items(), ends, ends[1:]):
+        chosen = points[kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first]
+        if len(chosen):
+            around = surroundings[name]
+            rows += [around.rows(chosen[at : at + CHUNK]) for at in range(0, len(chosen), CHUNK)]
+            target.append(visible[name][chosen])
+    forest = RandomForestClassifier(
+        options.trees, class_weight="balanced", n_jobs=torch.get_num_threads(), random_state=seed
+    )
+    forest.fit(np.concatenate(rows), np.concatenate(target))
+    forest.set_params(n_jobs=1)  # threads add the votes up in any order, whose rounding differs from run to run
+    return forest
+
+
+def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: int) -> np.ndarray:
+    """(V, classes) float32 shares of the trees' votes for every point of a scene; rows sum to 1."""
+    found = np.zeros((len(surroundings), classes), np.float32)
+
+    def work(first: int, last: int) -> None:
+        for start in range(first, last, CHUNK):
+            points = np.arange(start, min(start + CHUNK, last))
+            found[start : start + len(points), forest.classes_] = forest.predict_proba(surroundings.rows(points))
+
+    share(work, len(found), OPERATIONS * len(found))
+    return found
+
+
+def most_certain(votes: np.ndarray, part: float, possible: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """The label of the points whose votes are the clearest: of each class the first `part` of its points, rounded up.
+
+    Args:
+        votes: (V, C) float32.
+        part: 0 to 1.
+        possible: (C,) bool classes that occur; no point is of another.
+
+    Returns:
+        (V,) int64, -1 for the other points.
+    """
+    votes = votes * np.asarray(possible, votes.dtype)
+    total = votes.sum(1)
+    label, certain = votes.argmax(1), votes.max(1, initial=0) / np.maximum(total, np.float32(1e-9))
+    label[total == 0] = -1
+    result = np.full(len(votes), -1, np.int64)
+    for number in range(votes.shape[1]):
+        points = np.flatnonzero(label == number)
+        clearest = np.argsort(-certain[points], kind="stable")[: int(np.ceil(part * len(points)))]
+        result[points[clearest]] = number
+    return result

@@ -1,0 +1,63 @@
+"""How far given labels reach (`labels.spread`): to the rest of their segments, or to where a forest is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from mink_decouple.config import Config
+from mink_decouple.data import point_forest
+from mink_decouple.data.packed import PackedIds, pack_ids
+from mink_decouple.data.point_forest import Surroundings
+from mink_decouple.data.segments import over_segment, spread_labels
+from mink_decouple.engine.events import progress, say
+from mink_decouple.engine.lazy import Kept, PerScene
+from mink_decouple.engine.scenes import Scene
+
+
+def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndarray]:
+    """(V,) int32 segments of every scene (`over_segment`), made when first asked for and kept: 4 bytes a grid point."""
+    return Kept(scenes, lambda scene: over_segment(scene.grid, config.segments))
+
+
+def reach_of(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """(V,) int64 label that reaches each grid point of every scene, -1 for none and where a label is given.
+
+    Made when first asked for. A forest is one for all scenes, and what it is sure of is kept packed.
+
+    Args:
+        config: `labels.spread` says how; `forest` of the forest, whose seed is that of the run.
+        scenes: of the training set, with the labels that it may see.
+        segments: those of `segments_of`.
+    """
+    if config.labels.spread != "forest":
+        return PerScene(scenes, lambda scene: _hidden_only(scene, spread_labels(scene.visible, segments[scene.name])))
+    made = cache(lambda: _forest_labels(config, scenes))
+    return PerScene(scenes, lambda scene: made()[scene.name].unpack())
+
+
+def _hidden_only(scene: Scene, labels: np.ndarray) -> np.ndarray:
+    return np.where(scene.visible < 0, labels, -1)
+
+
+def _forest_labels(config: Config, scenes: Sequence[Scene]) -> dict[str, PackedIds]:
+    options = config.forest
+    visible = PerScene(scenes, lambda scene: scene.visible)
+    forest = point_forest.fit(
+        PerScene(scenes, lambda scene: Surroundings(scene.grid, options)), visible, options, config.seed
+    )
+    classes = int(forest.classes_.max()) + 1
+    found, reached, known, right = {}, 0, 0, 0
+    for scene in progress(scenes, "forest"):
+        votes = point_forest.vote(forest, Surroundings(scene.grid, options), classes)
+        labels = _hidden_only(scene, point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes]))
+        found[scene.name] = pack_ids(labels)
+        told = labels >= 0
+        reached += int(told.sum())
+        known += int((scene.truth[told] >= 0).sum())
+        right += int((scene.truth[told] == labels[told]).sum())
+    correct = f", {100 * right / known:.1f} % of them right" if known else ""
+    say(f"forest: given labels reach {reached:,} more points{correct}")
+    return found
