@@ -86,9 +86,7 @@ def fit(
     forest = RandomForestClassifier(
         options.trees, class_weight="balanced", n_jobs=torch.get_num_threads(), random_state=seed
     )
-    forest.fit(np.concatenate(rows), np.concatenate(target))
-    forest.set_params(n_jobs=1)  # threads add the votes up in any order, whose rounding differs from run to run
-    return forest
+    return forest.fit(np.concatenate(rows), np.concatenate(target))
 
 
 def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: int) -> np.ndarray:
@@ -98,7 +96,12 @@ def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: in
     def work(first: int, last: int) -> None:
         for start in range(first, last, CHUNK):
             points = np.arange(start, min(start + CHUNK, last))
-            found[start : start + len(points), forest.classes_] = forest.predict_proba(surroundings.rows(points))
+            rows, total = surroundings.rows(points), np.zeros((len(points), len(forest.classes_)))
+            for (
+                tree
+            ) in forest.estimators_:  # one after the other: the forest itself adds its threads' votes in any order
+                total += tree.predict_proba(rows, check_input=False)
+            found[start : start + len(points), forest.classes_] = total / len(forest.estimators_)
 
     share(work, len(found), OPERATIONS * len(found))
     return found

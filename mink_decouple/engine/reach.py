@@ -11,7 +11,7 @@ from mink_decouple.config import Config
 from mink_decouple.data import point_forest
 from mink_decouple.data.packed import PackedIds, pack_ids
 from mink_decouple.data.point_forest import Surroundings
-from mink_decouple.data.segments import over_segment, spread_labels
+from mink_decouple.data.segments import over_segment, pool, spread_labels
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.lazy import Kept, PerScene
 from mink_decouple.engine.scenes import Scene
@@ -25,7 +25,8 @@ def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndar
 def reach_of(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """(V,) int64 label that reaches each grid point of every scene, -1 for none and where a label is given.
 
-    Made when first asked for. A forest is one for all scenes, and what it is sure of is kept packed.
+    Made when first asked for. A forest is one for all scenes; the points of a segment vote together, segments with a
+    given label have that, and what is found is kept packed.
 
     Args:
         config: `labels.spread` says how; `forest` of the forest, whose seed is that of the run.
@@ -34,7 +35,7 @@ def reach_of(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.
     """
     if config.labels.spread != "forest":
         return PerScene(scenes, lambda scene: _hidden_only(scene, spread_labels(scene.visible, segments[scene.name])))
-    made = cache(lambda: _forest_labels(config, scenes))
+    made = cache(lambda: _forest_labels(config, scenes, segments))
     return PerScene(scenes, lambda scene: made()[scene.name].unpack())
 
 
@@ -42,7 +43,7 @@ def _hidden_only(scene: Scene, labels: np.ndarray) -> np.ndarray:
     return np.where(scene.visible < 0, labels, -1)
 
 
-def _forest_labels(config: Config, scenes: Sequence[Scene]) -> dict[str, PackedIds]:
+def _forest_labels(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> dict[str, PackedIds]:
     options = config.forest
     visible = PerScene(scenes, lambda scene: scene.visible)
     forest = point_forest.fit(
@@ -52,7 +53,10 @@ def _forest_labels(config: Config, scenes: Sequence[Scene]) -> dict[str, PackedI
     found, reached, known, right = {}, 0, 0, 0
     for scene in progress(scenes, "forest"):
         votes = point_forest.vote(forest, Surroundings(scene.grid, options), classes)
-        labels = _hidden_only(scene, point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes]))
+        votes = pool(votes, segments[scene.name])
+        sure = point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes])
+        near = spread_labels(scene.visible, segments[scene.name])
+        labels = _hidden_only(scene, np.where(near >= 0, near, sure))
         found[scene.name] = pack_ids(labels)
         told = labels >= 0
         reached += int(told.sum())
