@@ -40,6 +40,7 @@ SWITCHES = {
     "smooth": {"pseudo": {"smooth": "segments"}},
     "spread": {"labels": {"spread": "segments"}},
     "spread early": {"labels": {"spread": "segments", "spread_in": "all"}},
+    "forest": {"labels": {"spread": "forest"}, "forest": {"trees": 5}},
 }
 
 

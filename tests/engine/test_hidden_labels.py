@@ -92,14 +92,16 @@ def test_a_class_that_a_blind_budget_misses_is_named_and_other_budgets_without_l
 
 
 @pytest.mark.slow
-def test_a_run_with_every_switch_beyond_the_paper_does_not_see_hidden_labels(planted, tmp_path):
+@pytest.mark.parametrize("spread", ["segments", "forest"])
+def test_a_run_with_every_switch_beyond_the_paper_does_not_see_hidden_labels(planted, tmp_path, spread):
     switches = {
         "ema": {"decay": 0.9},
         "view": {"mix": 0.7},
         "loss": {"erda": 0.1},
         "ii": {"labels": "spread", "class_weight": "inv", "sampler": "balanced", "logit_adjust": 0.3},
         "pseudo": {"smooth": "segments", "delta_d": 0.0, "delta_len": 0.05},
-        "labels": {"spread": "segments", "spread_in": "all"},
+        "labels": {"spread": spread, "spread_in": "all"},
+        "forest": {"trees": 5},
     }
     found = []
     for number, config in enumerate(planted):

@@ -55,8 +55,9 @@ LATER = {
 }
 """Another value for every setting that the pre-training is said not to depend on, where its labels do not spread."""
 ALONE = {
-    "labels": {"spread": "segments"},
+    "labels": {"spread": "forest"},
     "segments": {"k": 6, "angle": 20.0, "colour": 0.2, "scale": 1.0, "most": 50},
+    "forest": {"trees": 5, "radii": [2.0], "neighbors": 9, "share": 0.2, "most": 9},
     "loss": {"seg_norm": "split", "seg_lambda": 0.5, "pseudo_weight": "inv"},
 }
 """The same where labels spread in the pre-training: only these matter to it."""
@@ -107,7 +108,7 @@ def test_the_settings_said_not_to_matter_are_all_that_there_are_but_those_kept()
     """A setting added later counts as one that the pre-training depends on, or stands in LATER or ALONE."""
     default = dataclasses.asdict(Config())
     told = merged(LATER, ALONE)
-    for section in ("pseudo", "ii", "segments"):
+    for section in ("pseudo", "ii", "segments", "forest"):
         assert set(told[section]) | UNTRIED.get(section, set()) == set(default[section]), section
     kept = {"class_weight", "absent", "erda", "erda_stages", "erda_momentum", "erda_temperature"}
     assert set(told["loss"]) | kept == set(default["loss"])
