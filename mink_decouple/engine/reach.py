@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -44,7 +45,7 @@ def _hidden_only(scene: Scene, labels: np.ndarray) -> np.ndarray:
 
 
 def _forest_labels(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> dict[str, PackedIds]:
-    options = config.forest
+    options, started = config.forest, time.perf_counter()
     visible = PerScene(scenes, lambda scene: scene.visible)
     forest = point_forest.fit(
         PerScene(scenes, lambda scene: Surroundings(scene.grid, options)), visible, options, config.seed
@@ -59,9 +60,10 @@ def _forest_labels(config: Config, scenes: Sequence[Scene], segments: Mapping[st
         labels = _hidden_only(scene, np.where(near >= 0, near, sure))
         found[scene.name] = pack_ids(labels)
         told = labels >= 0
-        reached += int(told.sum())
-        known += int((scene.truth[told] >= 0).sum())
-        right += int((scene.truth[told] == labels[told]).sum())
+        truth = scene.truth[told]  # hidden labels, for the report only
+        reached += len(truth)
+        known += int((truth >= 0).sum())
+        right += int((truth == labels[told]).sum())
     correct = f", {100 * right / known:.1f} % of them right" if known else ""
-    say(f"forest: given labels reach {reached:,} more points{correct}")
+    say(f"forest: given labels reach {reached:,} more points{correct}; {time.perf_counter() - started:.0f} s")
     return found
