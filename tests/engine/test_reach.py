@@ -98,3 +98,24 @@ def test_pseudo_labels_and_the_second_step_have_them(make_config, tmp_path, caps
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (event,) = [line for line in lines if line["event"] == "pseudo_labels"]
     assert sum(event["spread"].values()) == reached
+
+
+@pytest.mark.parametrize("backbone", ["minkunet", "randla"])
+def test_the_recipe_learns_from_them_at_once_and_goes_on_as_it_began(make_config, tmp_path, monkeypatch, backbone):
+    config = make_config(backbone, "forest", forest=FOREST["forest"])
+    metrics = Trainer(config, tmp_path / "whole", CPU).run().metrics
+    assert metrics["stages"] == ["pretrain"] and metrics["label_budget"]["labelled"] == 2 * 3 * 4
+    original = Trainer.save
+
+    def die(self):
+        original(self)
+        if self.state.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, tmp_path / "cut", CPU).run()
+    Trainer(config, tmp_path / "cut", CPU, resume=True).run()
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    assert (whole / "metrics.json").read_bytes() == (cut / "metrics.json").read_bytes()
