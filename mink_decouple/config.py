@@ -252,6 +252,8 @@ def pretraining(config: Config) -> Config:
         labels, kept = config.labels, ["class_weight", "absent", *_ERDA]
         if labels.spread != "none" and labels.spread_in == "all":
             kept += ["seg_norm", "seg_lambda", "pseudo_weight"]
+            if labels.spread != "forest":
+                later["forest"] = ForestConfig()
         else:
             later["labels"] = dataclasses.replace(labels, spread="none", spread_in="pseudo")
             later |= {"segments": SegmentsConfig(), "forest": ForestConfig()}

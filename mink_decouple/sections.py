@@ -129,7 +129,7 @@ class PseudoConfig:
 
 @dataclass(frozen=True)
 class SegmentsConfig:
-    """The unsupervised over-segmentation behind `pseudo.smooth`, `labels.spread: segments` and `eval.smooth`."""
+    """The unsupervised over-segmentation behind `pseudo.smooth`, `labels.spread` and `eval.smooth`."""
 
     k: int = setting(8, low=2)  # neighbours of a point: for its normal, and its edges
     angle: float = setting(30.0, low=0.1, high=90.0)  # degrees between normals that count as one unit of difference

@@ -74,8 +74,8 @@ class Spheres:
             raise ValueError("eigen-features: the cloud has no point")
         if radius <= 0:
             raise ValueError(f"radius: {radius} is not positive")
-        self._points = np.asarray(coords, dtype=np.float64)
-        self._values = np.zeros((len(coords), 0)) if attributes is None else np.asarray(attributes, dtype=np.float64)
+        self._points = coords
+        self._values = np.zeros((len(coords), 0), np.float32) if attributes is None else attributes
         self._tree, self._radius, self._k = cKDTree(coords), radius, min(max_neighbors, len(coords))
 
     @property
@@ -111,7 +111,7 @@ def eigen_features(
 
 
 def _describe(
-    points: NDArray[np.float64], values: NDArray[np.float64], centres: NDArray[np.float64], index: NDArray[np.int64]
+    points: NDArray[np.floating], values: NDArray[np.floating], centres: NDArray[np.float64], index: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Columns of eigen_features for a chunk; ``index`` (Q, k) holds ``len(points)`` where a neighbour is missing."""
     valid = index < len(points)
@@ -119,7 +119,7 @@ def _describe(
     count = valid.sum(axis=1)
     n = np.maximum(count, 1)[:, None]
     # Offsets from the query keep the covariance accurate far from the origin.
-    offsets = (points[index] - centres[:, None]) * valid[..., None]
+    offsets = (points[index].astype(np.float64) - centres[:, None]) * valid[..., None]
     mean = offsets.sum(axis=1) / n
     centred = (offsets - mean[:, None]) * valid[..., None]
     covariance = np.einsum("qki,qkj->qij", centred, centred) / n[..., None]
@@ -154,7 +154,7 @@ def _describe(
     heights = np.stack([high - low, -low, high, z_std, mean[:, 2]], axis=1)
     columns = [shape, count[:, None], np.linalg.norm(mean, axis=1)[:, None], heights]
     if values.shape[1]:
-        near = values[index] * valid[..., None]
+        near = values[index].astype(np.float64) * valid[..., None]
         average = near.sum(axis=1) / n
         spread = ((near - average[:, None]) * valid[..., None]) ** 2
         columns += [average, np.sqrt(spread.sum(axis=1) / n)]

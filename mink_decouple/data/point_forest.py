@@ -61,7 +61,7 @@ def fit(
     Args:
         surroundings: scene name -> what is seen of its V points; looked up one scene at a time.
         visible: scene name -> (V,) int64 given labels, -1 hidden.
-        options: trees, and how many labels may take part: the others are left out at random.
+        options: trees, and how many labels may take part: of classes with more than their share, some at random.
         seed: of the choice and of the trees.
 
     Raises:
@@ -70,23 +70,32 @@ def fit(
     from sklearn.ensemble import RandomForestClassifier
 
     given = {name: np.flatnonzero(visible[name] >= 0) for name in visible}
-    ends = np.cumsum([0, *(len(points) for points in given.values())])
-    if not ends[-1]:
+    target = np.concatenate([np.empty(0, np.int64), *(visible[name][points] for name, points in given.items())])
+    if not len(target):
         raise ValueError("labels.spread forest: no labelled point to learn from")
-    kept = np.arange(ends[-1])
-    if len(kept) > options.most:
-        kept = np.sort(np.random.default_rng(seed).choice(len(kept), options.most, replace=False))
-    rows, target = [], []
-    for (name, points), first, end in zip(given.items(), ends, ends[1:]):
-        chosen = points[kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first]
+    kept = np.isin(np.arange(len(target)), _evenly(target, options.most, np.random.default_rng(seed)))
+    rows, first = [], 0
+    for name, points in given.items():
+        chosen = points[kept[first : first + len(points)]]
+        first += len(points)
         if len(chosen):
             around = surroundings[name]
             rows += [around.rows(chosen[at : at + CHUNK]) for at in range(0, len(chosen), CHUNK)]
-            target.append(visible[name][chosen])
     forest = RandomForestClassifier(
         options.trees, class_weight="balanced", n_jobs=torch.get_num_threads(), random_state=seed
     )
-    return forest.fit(np.concatenate(rows), np.concatenate(target))
+    return forest.fit(np.concatenate(rows), target[kept])
+
+
+def _evenly(target: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `most` of (n,) labels at most, but one a class: rare classes whole, of the others equally many."""
+    found: list[np.ndarray] = []
+    classes, counts = np.unique(target, return_counts=True)
+    for number, label in enumerate(classes[np.argsort(counts, kind="stable")]):
+        points = np.flatnonzero(target == label)
+        share = max(1, (most - sum(len(part) for part in found)) // (len(classes) - number))
+        found.append(points if len(points) <= share else rng.choice(points, share, replace=False))
+    return np.concatenate(found)
 
 
 def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: int) -> np.ndarray:
@@ -97,9 +106,8 @@ def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: in
         for start in range(first, last, CHUNK):
             points = np.arange(start, min(start + CHUNK, last))
             rows, total = surroundings.rows(points), np.zeros((len(points), len(forest.classes_)))
-            for (
-                tree
-            ) in forest.estimators_:  # one after the other: the forest itself adds its threads' votes in any order
+            # One tree after the other: scikit-learn's threads add their votes in any order, whose rounding differs.
+            for tree in forest.estimators_:
                 total += tree.predict_proba(rows, check_input=False)
             found[start : start + len(points), forest.classes_] = total / len(forest.estimators_)
 
@@ -107,13 +115,16 @@ def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: in
     return found
 
 
-def most_certain(votes: np.ndarray, part: float, possible: Sequence[bool] | np.ndarray) -> np.ndarray:
+def most_certain(
+    votes: np.ndarray, part: float, possible: Sequence[bool] | np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """The label of the points whose votes are the clearest: of each class the first `part` of its points, rounded up.
 
     Args:
         votes: (V, C) float32.
         part: 0 to 1.
         possible: (C,) bool classes that occur; no point is of another.
+        rng: decides among points that are equally clear: by their order the first would lie on one side of the scene.
 
     Returns:
         (V,) int64, -1 for the other points.
@@ -125,6 +136,7 @@ def most_certain(votes: np.ndarray, part: float, possible: Sequence[bool] | np.n
     result = np.full(len(votes), -1, np.int64)
     for number in range(votes.shape[1]):
         points = np.flatnonzero(label == number)
-        clearest = np.argsort(-certain[points], kind="stable")[: int(np.ceil(part * len(points)))]
+        order = np.lexsort((rng.random(len(points)), -certain[points]))
+        clearest = order[: int(np.ceil(part * len(points)))]
         result[points[clearest]] = number
     return result

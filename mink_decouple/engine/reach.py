@@ -15,6 +15,7 @@ from mink_decouple.data.point_forest import Surroundings
 from mink_decouple.data.segments import over_segment, pool, spread_labels
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.lazy import Kept, PerScene
+from mink_decouple.engine.runtime import derive_seed
 from mink_decouple.engine.scenes import Scene
 
 
@@ -26,8 +27,8 @@ def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndar
 def reach_of(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """(V,) int64 label that reaches each grid point of every scene, -1 for none and where a label is given.
 
-    Made when first asked for. A forest is one for all scenes; the points of a segment vote together, segments with a
-    given label have that, and what is found is kept packed.
+    Made when first asked for. A forest is one for all scenes; the points of a segment vote together, segments whose
+    given labels agree have that label, and what is found is kept packed.
 
     Args:
         config: `labels.spread` says how; `forest` of the forest, whose seed is that of the run.
@@ -55,7 +56,8 @@ def _forest_labels(config: Config, scenes: Sequence[Scene], segments: Mapping[st
     for scene in progress(scenes, "forest"):
         votes = point_forest.vote(forest, Surroundings(scene.grid, options), classes)
         votes = pool(votes, segments[scene.name])
-        sure = point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes])
+        rng = np.random.default_rng(derive_seed(config.seed, "forest", scene.name))
+        sure = point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes], rng)
         near = spread_labels(scene.visible, segments[scene.name])
         labels = _hidden_only(scene, np.where(near >= 0, near, sure))
         found[scene.name] = pack_ids(labels)

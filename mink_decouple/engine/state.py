@@ -157,8 +157,8 @@ def try_settings(
         )
     if config.ii.labels == "spread" and config.ii.feature != "none":
         raise ValueError(f"ii.feature {config.ii.feature}: is of pseudo-labels; set ii.labels mixed in place of spread")
-    if not all(radius > 0 for radius in config.forest.radii):
-        raise ValueError(f"forest.radii {config.forest.radii}: grid sizes; each must be above 0")
+    if not config.forest.radii or min(config.forest.radii) <= 0:
+        raise ValueError(f"forest.radii {config.forest.radii}: grid sizes; need at least one, each above 0")
     make_optimizer(config.optim, model)
     limit, crop = config.view.max_points, config.view.crop_points
     for scene in scenes if limit else ():

@@ -7,7 +7,7 @@ from mink_decouple.data import point_forest
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.eigen_features import SHAPE_NAMES, eigen_features, thin
 from mink_decouple.data.grid import subsample
-from mink_decouple.data.point_forest import Surroundings, fit, most_certain, vote
+from mink_decouple.data.point_forest import Surroundings, fit, vote
 
 SMALL = ForestConfig(trees=7, radii=[3.0, 6.0], neighbors=20)
 
@@ -21,6 +21,10 @@ def made_grid(count=900, seed=0, name="scene"):
     coords[wall == 1, 0] = rng.normal(0, 0.01, (wall == 1).sum())
     features = {"rgb": rng.random((count, 3), dtype=np.float32), "height": coords[:, 2].copy()}
     return subsample(PointCloud(name, coords, features=features, labels=wall.astype(np.int64)), 0.05)
+
+
+def most_certain(votes, part, possible, seed=0):
+    return point_forest.most_certain(votes, part, possible, np.random.default_rng(seed))
 
 
 def test_a_row_is_the_points_features_and_the_spheres_around_it():
@@ -75,33 +79,37 @@ def test_votes_are_those_of_scikit_learn_and_the_same_on_any_number_of_threads(m
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
 
 
-def test_no_more_labels_than_asked_for_take_part_and_all_scenes_do():
-    grids = {name: made_grid(seed=seed, name=name) for seed, name in enumerate("abc")}
-    visible = {name: grid.labels.copy() for name, grid in grids.items()}
-    visible["b"][:] = -1
-    around = {name: Surroundings(grid, SMALL) for name, grid in grids.items()}
-    asked = []
+class Alike:
+    """Points that nothing tells apart, which count how many of them were asked for."""
 
-    class Counted(dict):
-        def __getitem__(self, name):
-            asked.append(name)
-            return around[name]
+    asked = 0
 
-    few = ForestConfig(trees=3, radii=[3.0], neighbors=5, most=40)
-    forest = fit(Counted(around), visible, few, seed=0)
-    assert asked == ["a", "c"], "a scene without a label is not looked at"
-    assert forest.estimators_[0].tree_.n_node_samples[0] <= 40
-    assert forest.estimators_[0].tree_.weighted_n_node_samples[0] == pytest.approx(40)
+    def __len__(self):
+        return 1000
+
+    def rows(self, points):
+        self.asked += len(points)
+        return np.zeros((len(points), 2), np.float32)
+
+
+def test_no_more_labels_than_asked_for_take_part_and_scenes_without_any_are_not_looked_at():
+    around = {name: Alike() for name in "abc"}
+    visible = {"a": np.repeat([0, 1], 500), "b": np.full(1000, -1), "c": np.repeat([-1, 0, 1], [600, 200, 200])}
+    fit(around, visible, ForestConfig(trees=3, most=40), seed=0)
+    assert around["a"].asked + around["c"].asked == 40 and min(around["a"].asked, around["c"].asked) > 5
+    assert around["b"].asked == 0
+
+
+def test_a_rare_class_keeps_all_of_its_labels():
+    visible = np.repeat([4, 2, 0], [9_000, 3, 997])
+    kept = point_forest._evenly(visible, 100, np.random.default_rng(0))
+    assert len(np.unique(kept)) == len(kept)
+    assert np.bincount(visible[kept]).tolist() == [48, 0, 3, 0, 49]
+    assert len(point_forest._evenly(visible, 20_000, np.random.default_rng(0))) == len(visible)
+    assert np.bincount(visible[point_forest._evenly(visible, 1, np.random.default_rng(0))]).tolist() == [1, 0, 1, 0, 1]
 
 
 def test_classes_that_nothing_tells_apart_share_the_votes_whatever_their_frequency():
-    class Alike:
-        def __len__(self):
-            return 1000
-
-        def rows(self, points):
-            return np.zeros((len(points), 2), np.float32)
-
     visible = np.repeat([0, 1], [900, 100])
     votes = vote(fit({"a": Alike()}, {"a": visible}, SMALL, seed=0), Alike(), 2)
     np.testing.assert_allclose(votes, 0.5, atol=0.05)
@@ -130,7 +138,10 @@ def test_a_class_that_a_scene_lacks_is_never_told():
     assert most_certain(votes, 0.3, [False, True, True]).tolist() == [1, -1, -1, -1]
 
 
-def test_points_that_are_equally_sure_are_kept_in_their_order():
-    votes = np.full((6, 1), 1, np.float32)
-    assert most_certain(votes, 0.5, [True]).tolist() == [0, 0, 0, -1, -1, -1]
+def test_points_that_are_equally_sure_are_drawn_from_everywhere():
+    votes = np.full((1000, 1), 1, np.float32)
+    kept = np.flatnonzero(most_certain(votes, 0.3, [True]) == 0)
+    assert len(kept) == 300 and 100 < (kept < 500).sum() < 200
+    assert kept.tolist() == np.flatnonzero(most_certain(votes, 0.3, [True]) == 0).tolist()
+    assert kept.tolist() != np.flatnonzero(most_certain(votes, 0.3, [True], seed=1) == 0).tolist()
     assert most_certain(np.zeros((0, 2), np.float32), 0.5, [True, True]).tolist() == []
