@@ -179,3 +179,13 @@ def test_the_pre_training_of_plain_training_is_all_of_it():
     longer = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, iterations=11))
     assert pretraining(config) != pretraining(longer)
     assert pretraining(pretraining(config)) == pretraining(config)
+
+
+def test_the_forest_matters_to_a_pre_training_only_where_it_tells_labels(make_config):
+    spread = {"spread_in": "all"}
+    for kind, matters in (("segments", False), ("forest", True)):
+        configs = [
+            make_config(labels={"spread": kind, **spread}, forest={"trees": trees}, loss={"seg_norm": "split"})
+            for trees in (5, 6)
+        ]
+        assert (pretraining(configs[0]) != pretraining(configs[1])) == matters, kind

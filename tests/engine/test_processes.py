@@ -72,6 +72,11 @@ def trained(config, tmp_path, count):
     return output
 
 
+SEGMENTS = {
+    "labels": {"spread": "segments"},
+    "segments": {"most": 40},
+    "ii": {"labels": "spread", "class_weight": "inv", "spread_rows": 20},
+}
 FOREST = {
     "labels": {"spread": "forest"},
     "segments": {"most": 40},
@@ -80,7 +85,9 @@ FOREST = {
 }
 
 
-@pytest.mark.parametrize(("backbone", "count", "more"), [("minkunet", 4, {}), ("randla", 3, FOREST)])
+@pytest.mark.parametrize(
+    ("backbone", "count", "more"), [("minkunet", 4, {}), ("randla", 3, SEGMENTS), ("minkunet", 3, FOREST)]
+)
 def test_several_processes_give_the_losses_and_scores_of_one(make_config, tmp_path, monkeypatch, backbone, count, more):
     """Of three, one has two of the four micro-batches."""
     config = make_config(backbone, **merge(merge(SHARED, more), {"model": {"head": "mlp"}}))

@@ -1,5 +1,6 @@
 """Where given labels reach when a forest says so (`labels.spread: forest`)."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -52,24 +53,31 @@ def test_the_share_says_how_far(make_config, tmp_path, share):
             assert told.sum() == (scene.visible < 0).sum()
 
 
-def test_classes_that_a_scene_lacks_are_not_told(make_config, tmp_path):
+def test_classes_that_a_scene_lacks_are_not_told_there(make_config, tmp_path):
     trainer = trainer_of(make_config, tmp_path / "run", forest={**FOREST["forest"], "share": 1.0})
-    lacking = trainer.scenes[0].visible
-    for scene in trainer.scenes:
-        possible = scene.possible(trainer.count)
-        assert set(np.unique(trainer.reach[scene.name])) - {-1} <= set(np.flatnonzero(possible).tolist())
-    assert lacking.max() < trainer.count
+    first, second = trainer.scenes
+    assert first.visible.max() == 2 and (trainer.reach[first.name] == 2).any()
+    lacking = dataclasses.replace(first, given=None, occurring=np.array([True, True, False]))
+    scenes = [lacking, second]
+    found = reach_of(trainer.config, scenes, segments_of(trainer.config, scenes))
+    assert set(np.unique(found[first.name])) == {0, 1}
+    assert (found[second.name] == 2).any()
+
+
+def test_scenes_without_any_label_are_reached(make_config, tmp_path):
+    trainer = trainer_of(make_config, tmp_path / "run")
+    scenes = [dataclasses.replace(trainer.scenes[0], given=None, occurring=None), trainer.scenes[1]]
+    found = reach_of(trainer.config, scenes, segments_of(trainer.config, scenes))[scenes[0].name]
+    assert 0.2 < (found >= 0).mean() < 0.4, "the share of 30 %, rounded up for each class"
+    assert (found == scenes[0].truth)[found >= 0].mean() > 0.6
 
 
 def test_the_same_labels_reach_the_same_points_and_other_seeds_others(make_config, tmp_path):
-    first = trainer_of(make_config, tmp_path / "first")
+    first = trainer_of(make_config, tmp_path / "first", labels={**FOREST["labels"], "seed": 0})
     again = reach_of(first.config, first.scenes, segments_of(first.config, first.scenes))
     assert all((first.reach[scene.name] == again[scene.name]).all() for scene in first.scenes)
     other = trainer_of(make_config, tmp_path / "other", seed=1, labels={**FOREST["labels"], "seed": 0})
-    assert (
-        other.labels.checksum
-        == trainer_of(make_config, tmp_path / "zero", labels={**FOREST["labels"], "seed": 0}).labels.checksum
-    )
+    assert other.labels.checksum == first.labels.checksum
     assert any((first.reach[scene.name] != other.reach[scene.name]).any() for scene in first.scenes)
 
 
