@@ -30,13 +30,12 @@ from mink_decouple.config import Config, load_config, parse_overrides
 from mink_decouple.data import Dataset, load_dataset
 from mink_decouple.data.budget import LabelSet, check, draw, parse_budget
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.eigen_features import CHUNK, Array, eigen_features, thin
+from mink_decouple.data.eigen_features import CHUNK, Array, Surroundings
 from mink_decouple.data.grid import subsample
 from mink_decouple.data.ground import height_above_ground, planar_spacing
 from mink_decouple.metrics import ConfusionMatrix
 
 POINT_FEATURES = ("rgb", "intensity", "remission", "return_number", "number_of_returns")
-THINNING = 5.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,7 @@ def features(
         cell = max(2.0, 2.0 * planar_spacing(coords))
         attributes += [height_above_ground(coords, cell=c).reshape(-1, 1) for c in (cell, 2 * cell)]
     table = np.concatenate(attributes, axis=1) if attributes else np.zeros((len(coords), 0), dtype=np.float32)
-    columns = [table[rows]]
-    for radius in settings.radii:
-        kept = thin(coords, radius / THINNING)
-        columns.append(eigen_features(coords[kept], coords[rows], radius, settings.max_neighbors, table[kept]))
-    return np.concatenate(columns, axis=1, dtype=np.float32)
+    return Surroundings(coords, table, settings.radii, settings.max_neighbors).all_rows(rows)
 
 
 def fit(

@@ -30,12 +30,16 @@ def load(name: str) -> ModuleType:
 rf = load("random_forest")
 
 
+def described(coords, places, radius, max_neighbors=64, attributes=None):
+    return eigen.Spheres(coords, radius, max_neighbors, attributes).describe(places)
+
+
 def column(table: np.ndarray, name: str) -> np.ndarray:
     return table[:, eigen.SHAPE_NAMES.index(name)]
 
 
 def shape_of(points: np.ndarray) -> np.ndarray:
-    return eigen.eigen_features(points, np.zeros((1, 3)), radius=1.0, max_neighbors=2000)
+    return described(points, np.zeros((1, 3)), radius=1.0, max_neighbors=2000)
 
 
 def test_a_line_a_plane_and_a_ball_are_told_apart():
@@ -60,7 +64,7 @@ def test_a_line_a_plane_and_a_ball_are_told_apart():
 def test_features_equal_a_loop_over_the_neighbours():
     rng = np.random.default_rng(1)
     coords, value = rng.uniform(0, 1, (80, 3)), rng.normal(size=(80, 1))
-    table = eigen.eigen_features(coords, coords[:10], 0.4, 500, value)
+    table = described(coords, coords[:10], 0.4, 500, value)
     for query, row in zip(coords[:10], table):
         near = np.linalg.norm(coords - query, axis=1) < 0.4
         points = coords[near]
@@ -89,13 +93,13 @@ def test_features_do_not_change_when_the_scene_moves_or_turns_about_the_vertical
     rng = np.random.default_rng(2)
     coords = rng.uniform(0, 1, (200, 3))
     moved = Rotation.from_euler("z", 40, degrees=True).apply(coords) + np.array([1000.0, -500.0, 80.0])
-    first, second = eigen.eigen_features(coords, coords, 0.3), eigen.eigen_features(moved, moved, 0.3)
+    first, second = described(coords, coords, 0.3), described(moved, moved, 0.3)
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_lonely_points_have_finite_features():
     coords = np.array([[0.0, 0, 0], [10, 0, 0], [10.1, 0, 0]])
-    table = eigen.eigen_features(coords, np.vstack([coords, [[50.0, 50, 50]]]), 1.0, attributes=np.ones((3, 1)))
+    table = described(coords, np.vstack([coords, [[50.0, 50, 50]]]), 1.0, attributes=np.ones((3, 1)))
     assert np.isfinite(table).all()
     assert column(table, "neighbors").tolist() == [1, 2, 2, 0]
     assert (column(table, "linearity") == 0).all()
@@ -103,7 +107,7 @@ def test_lonely_points_have_finite_features():
 
 def test_no_more_neighbours_than_asked_are_used():
     coords = np.random.default_rng(3).uniform(0, 1, (300, 3))
-    assert column(eigen.eigen_features(coords, coords, 5.0, 20), "neighbors").max() == 20
+    assert column(described(coords, coords, 5.0, 20), "neighbors").max() == 20
 
 
 def test_thinning_keeps_one_point_per_cell():

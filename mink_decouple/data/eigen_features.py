@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -31,11 +33,13 @@ SHAPE_NAMES = (
     "z_std",
     "z_to_mean",
 )
-"""Columns of :func:`eigen_features`, in order; means and deviations of the attributes follow them."""
+"""Columns of `Spheres`, in order; means and deviations of the attributes follow them."""
 
 
 OPERATIONS = 20_000
 """Arithmetic operations that a sphere takes, roughly."""
+THINNING = 5.0
+"""Neighbours are taken from a cloud thinned to cells of the radius over this."""
 
 
 def thin(coords: NDArray[np.floating], cell: float) -> NDArray[np.int64]:
@@ -84,36 +88,62 @@ class Spheres:
         return len(SHAPE_NAMES) + 2 * self._values.shape[1]
 
     def describe(self, queries: NDArray[np.floating]) -> Array:
-        """(Q, width) float32 rows of (Q, 3) places, metres; on the calling thread, so keep them few (`CHUNK`)."""
+        """(Q, width) float32 rows of (Q, 3) places, metres; on the calling thread."""
         centres = np.asarray(queries, dtype=np.float64)
         _, index = self._tree.query(centres, k=[*range(1, self._k + 1)], distance_upper_bound=self._radius)
         return _describe(self._points, self._values, centres, index).astype(np.float32)
 
 
-def eigen_features(
-    coords: NDArray[np.floating],
-    queries: NDArray[np.floating],
-    radius: float,
-    max_neighbors: int = 64,
-    attributes: NDArray[np.floating] | None = None,
-) -> Array:
-    """(Q, width) float32 rows of (Q, 3) places by threads; arguments and errors of `Spheres`."""
-    spheres = Spheres(coords, radius, max_neighbors, attributes)
-    out = np.empty((len(queries), spheres.width), dtype=np.float32)
+class Surroundings:
+    """What a classic classifier sees of the points of a cloud: their features, and spheres of several radii.
 
-    def work(first: int, last: int) -> None:
-        for start in range(first, last, CHUNK):
-            rows = slice(start, min(start + CHUNK, last))
-            out[rows] = spheres.describe(queries[rows])
+    The neighbours of a sphere are those of the cloud thinned to a fifth of its radius (Thomas et al. 2018), so that
+    their number stays bounded at every scale.
 
-    share(work, len(queries), OPERATIONS * len(queries))
-    return out
+    Args:
+        coords: (N, 3) metres.
+        table: (N, A) float32 features of the points.
+        radii: metres.
+        max_neighbors: of a sphere.
+
+    Raises:
+        ValueError: see `Spheres`.
+    """
+
+    def __init__(
+        self, coords: NDArray[np.floating], table: Array, radii: Sequence[float], max_neighbors: int = 64
+    ) -> None:
+        self._coords, self._table, self._spheres = coords, table, []
+        for radius in radii:
+            kept = thin(coords, radius / THINNING)
+            self._spheres.append(Spheres(coords[kept], radius, max_neighbors, table[kept]))
+
+    def __len__(self) -> int:
+        return len(self._coords)
+
+    def rows(self, points: NDArray[np.int64]) -> Array:
+        """(n, F) float32 rows of (n,) points, on the calling thread, so keep them few (`CHUNK`)."""
+        around = [sphere.describe(self._coords[points]) for sphere in self._spheres]
+        return np.concatenate([self._table[points], *around], axis=1)
+
+    def all_rows(self, points: NDArray[np.int64]) -> Array:
+        """The same of any number of points, shared among threads."""
+        width = self._table.shape[1] + sum(sphere.width for sphere in self._spheres)
+        out = np.empty((len(points), width), np.float32)
+
+        def work(first: int, last: int) -> None:
+            for start in range(first, last, CHUNK):
+                rows = slice(start, min(start + CHUNK, last))
+                out[rows] = self.rows(points[rows])
+
+        share(work, len(points), OPERATIONS * len(points))
+        return out
 
 
 def _describe(
     points: NDArray[np.floating], values: NDArray[np.floating], centres: NDArray[np.float64], index: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Columns of eigen_features for a chunk; ``index`` (Q, k) holds ``len(points)`` where a neighbour is missing."""
+    """Columns of `Spheres.describe`; ``index`` (Q, k) holds ``len(points)`` where a neighbour is missing."""
     valid = index < len(points)
     index = np.where(valid, index, 0)
     count = valid.sum(axis=1)

@@ -1,56 +1,31 @@
 """A random forest on the shape of neighbourhoods: the classic point classifier, which a few dozen labels suffice for.
 
-Features follow Weinmann et al. 2015 and Hackel et al. 2016 (eigenvalues of the local covariance and heights at several
-scales), the neighbourhoods Thomas et al. 2018 (spheres on a cloud thinned to a fifth of the radius, so that the number
-of neighbours stays bounded at every scale).
+Features follow Weinmann et al. 2015 and Hackel et al. 2016: eigenvalues of the local covariance and heights at several
+scales (`data.eigen_features`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mink_decouple.config import ForestConfig
-from mink_decouple.data.eigen_features import CHUNK, OPERATIONS, Array, Spheres, thin
+from mink_decouple.data.eigen_features import CHUNK, OPERATIONS, Surroundings
 from mink_decouple.data.grid import GridCloud
 from mink_decouple.threads import share
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
 
-THINNING = 5.0
-"""Neighbours are taken from a cloud thinned to cells of the radius over this."""
 
-
-class Surroundings:
-    """What a forest sees of the points of a grid cloud.
-
-    A row holds the point's own features, and for each radius `Spheres` of the coordinates and of the features.
-
-    Args:
-        grid: V points; all of its features are used.
-        options: radii in grid sizes, and neighbours of a sphere.
-    """
-
-    def __init__(self, grid: GridCloud, options: ForestConfig) -> None:
-        self._coords = grid.coords
-        columns = [np.asarray(grid.features[key], np.float32).reshape(len(grid), -1) for key in sorted(grid.features)]
-        self._table = np.concatenate([np.empty((len(grid), 0), np.float32), *columns], axis=1)
-        self._spheres = []
-        for radius in (grid.size * step for step in options.radii):
-            kept = thin(grid.coords, radius / THINNING)
-            self._spheres.append(Spheres(grid.coords[kept], radius, options.neighbors, self._table[kept]))
-
-    def __len__(self) -> int:
-        return len(self._coords)
-
-    def rows(self, points: np.ndarray) -> Array:
-        """(n, F) float32 rows of (n,) int64 grid points, on the calling thread."""
-        around = [sphere.describe(self._coords[points]) for sphere in self._spheres]
-        return np.concatenate([self._table[points], *around], axis=1)
+def surroundings_of(grid: GridCloud, options: ForestConfig) -> Surroundings:
+    """What a forest sees of the V points of a grid cloud: all of its features and spheres of so many grid sizes."""
+    columns = [np.asarray(grid.features[key], np.float32).reshape(len(grid), -1) for key in sorted(grid.features)]
+    table = np.concatenate([np.empty((len(grid), 0), np.float32), *columns], axis=1)
+    return Surroundings(grid.coords, table, [grid.size * step for step in options.radii], options.neighbors)
 
 
 def fit(
@@ -73,14 +48,14 @@ def fit(
     target = np.concatenate([np.empty(0, np.int64), *(visible[name][points] for name, points in given.items())])
     if not len(target):
         raise ValueError("labels.spread forest: no labelled point to learn from")
-    kept = np.isin(np.arange(len(target)), _evenly(target, options.most, np.random.default_rng(seed)))
+    kept = np.zeros(len(target), bool)
+    kept[_evenly(target, options.most, np.random.default_rng(seed))] = True
     rows, first = [], 0
     for name, points in given.items():
         chosen = points[kept[first : first + len(points)]]
         first += len(points)
         if len(chosen):
-            around = surroundings[name]
-            rows += [around.rows(chosen[at : at + CHUNK]) for at in range(0, len(chosen), CHUNK)]
+            rows.append(surroundings[name].all_rows(chosen))
     forest = RandomForestClassifier(
         options.trees, class_weight="balanced", n_jobs=torch.get_num_threads(), random_state=seed
     )
@@ -115,9 +90,7 @@ def vote(forest: RandomForestClassifier, surroundings: Surroundings, classes: in
     return found
 
 
-def most_certain(
-    votes: np.ndarray, part: float, possible: Sequence[bool] | np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def most_certain(votes: np.ndarray, part: float, possible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The label of the points whose votes are the clearest: of each class the first `part` of its points, rounded up.
 
     Args:
@@ -129,7 +102,7 @@ def most_certain(
     Returns:
         (V,) int64, -1 for the other points.
     """
-    votes = votes * np.asarray(possible, votes.dtype)
+    votes = votes * possible
     total = votes.sum(1)
     label, certain = votes.argmax(1), votes.max(1, initial=0) / np.maximum(total, np.float32(1e-9))
     label[total == 0] = -1

@@ -11,7 +11,7 @@ import numpy as np
 from mink_decouple.config import Config
 from mink_decouple.data import point_forest
 from mink_decouple.data.packed import PackedIds, pack_ids
-from mink_decouple.data.point_forest import Surroundings
+from mink_decouple.data.point_forest import surroundings_of
 from mink_decouple.data.segments import over_segment, pool, spread_labels
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.lazy import Kept, PerScene
@@ -27,39 +27,41 @@ def segments_of(config: Config, scenes: Sequence[Scene]) -> Mapping[str, np.ndar
 def reach_of(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """(V,) int64 label that reaches each grid point of every scene, -1 for none and where a label is given.
 
-    Made when first asked for. A forest is one for all scenes; the points of a segment vote together, segments whose
-    given labels agree have that label, and what is found is kept packed.
+    Made when first asked for and kept packed. A forest is one for all scenes; the points of a segment vote together,
+    and segments whose given labels agree have that label.
 
     Args:
         config: `labels.spread` says how; `forest` of the forest, whose seed is that of the run.
         scenes: of the training set, with the labels that it may see.
         segments: those of `segments_of`.
     """
-    if config.labels.spread != "forest":
-        return PerScene(scenes, lambda scene: _hidden_only(scene, spread_labels(scene.visible, segments[scene.name])))
-    made = cache(lambda: _forest_labels(config, scenes, segments))
-    return PerScene(scenes, lambda scene: made()[scene.name].unpack())
+    if config.labels.spread == "forest":
+        grown = cache(lambda: _forest_labels(config, scenes, segments))
+        return PerScene(scenes, lambda scene: grown()[scene.name].unpack())
+    held = Kept(scenes, lambda scene: pack_ids(_near(scene.visible, segments[scene.name])))
+    return PerScene(scenes, lambda scene: held[scene.name].unpack())
 
 
-def _hidden_only(scene: Scene, labels: np.ndarray) -> np.ndarray:
-    return np.where(scene.visible < 0, labels, -1)
+def _near(visible: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    return np.where(visible < 0, spread_labels(visible, segments), -1)
 
 
 def _forest_labels(config: Config, scenes: Sequence[Scene], segments: Mapping[str, np.ndarray]) -> dict[str, PackedIds]:
     options, started = config.forest, time.perf_counter()
     visible = PerScene(scenes, lambda scene: scene.visible)
     forest = point_forest.fit(
-        PerScene(scenes, lambda scene: Surroundings(scene.grid, options)), visible, options, config.seed
+        PerScene(scenes, lambda scene: surroundings_of(scene.grid, options)), visible, options, config.seed
     )
     classes = int(forest.classes_.max()) + 1
     found, reached, known, right = {}, 0, 0, 0
     for scene in progress(scenes, "forest"):
-        votes = point_forest.vote(forest, Surroundings(scene.grid, options), classes)
+        votes = point_forest.vote(forest, surroundings_of(scene.grid, options), classes)
         votes = pool(votes, segments[scene.name])
         rng = np.random.default_rng(derive_seed(config.seed, "forest", scene.name))
         sure = point_forest.most_certain(votes, options.share, scene.possible(classes)[:classes], rng)
-        near = spread_labels(scene.visible, segments[scene.name])
-        labels = _hidden_only(scene, np.where(near >= 0, near, sure))
+        shown = scene.visible
+        near = _near(shown, segments[scene.name])
+        labels = np.where((near >= 0) | (shown >= 0), near, sure)
         found[scene.name] = pack_ids(labels)
         told = labels >= 0
         truth = scene.truth[told]  # hidden labels, for the report only

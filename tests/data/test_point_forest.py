@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from mink_decouple.config import ForestConfig
-from mink_decouple.data import point_forest
+from mink_decouple.data import eigen_features, point_forest
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.eigen_features import SHAPE_NAMES, eigen_features, thin
+from mink_decouple.data.eigen_features import SHAPE_NAMES, Spheres, thin
 from mink_decouple.data.grid import subsample
-from mink_decouple.data.point_forest import Surroundings, fit, vote
+from mink_decouple.data.point_forest import fit, surroundings_of, vote
 
 SMALL = ForestConfig(trees=7, radii=[3.0, 6.0], neighbors=20)
 
@@ -30,20 +30,28 @@ def most_certain(votes, part, possible, seed=0):
 def test_a_row_is_the_points_features_and_the_spheres_around_it():
     grid = made_grid()
     points = np.array([5, 3, 200])
-    rows = Surroundings(grid, SMALL).rows(points)
+    rows = surroundings_of(grid, SMALL).rows(points)
     own = np.column_stack([grid.features["height"], grid.features["rgb"]])
     np.testing.assert_array_equal(rows[:, :4], own[points])
     width = len(SHAPE_NAMES) + 2 * 4
     assert rows.shape == (3, 4 + 2 * width) and rows.dtype == np.float32
     for number, radius in enumerate((0.15, 0.3)):
         kept = thin(grid.coords, radius / 5)
-        expected = eigen_features(grid.coords[kept], grid.coords[points], radius, 20, own[kept])
+        expected = Spheres(grid.coords[kept], radius, 20, own[kept]).describe(grid.coords[points])
         np.testing.assert_allclose(rows[:, 4 + number * width :][:, :width], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_by_threads_are_the_same(monkeypatch):
+    around = surroundings_of(made_grid(), SMALL)
+    points = np.arange(len(around))[::-1]
+    expected = around.rows(points)
+    monkeypatch.setattr(eigen_features, "CHUNK", 100)
+    np.testing.assert_array_equal(around.all_rows(points), expected)
 
 
 def test_a_cloud_without_features_is_described_by_its_shape():
     grid = made_grid()
-    bare = Surroundings(subsample(PointCloud("bare", grid.coords), 0.05), SMALL)
+    bare = surroundings_of(subsample(PointCloud("bare", grid.coords), 0.05), SMALL)
     assert bare.rows(np.arange(4)).shape == (4, 2 * len(SHAPE_NAMES))
 
 
@@ -53,7 +61,7 @@ def test_a_forest_tells_a_wall_from_a_floor_by_a_few_labels():
     for label in (0, 1):
         some = np.random.default_rng(label).choice(np.flatnonzero(grid.labels == label), 10, replace=False)
         visible[some] = 3 * label  # ids need not be next to each other
-    around = Surroundings(grid, SMALL)
+    around = surroundings_of(grid, SMALL)
     forest = fit({"a": around}, {"a": visible}, SMALL, seed=0)
     votes = vote(forest, around, 5)
     assert votes.shape == (len(grid), 5) and votes.dtype == np.float32
@@ -65,7 +73,7 @@ def test_a_forest_tells_a_wall_from_a_floor_by_a_few_labels():
 def test_votes_are_those_of_scikit_learn_and_the_same_on_any_number_of_threads(monkeypatch):
     grid = made_grid()
     monkeypatch.setattr(point_forest, "CHUNK", 100)
-    visible, around = np.where(np.arange(len(grid)) % 9 == 0, grid.labels, -1), Surroundings(grid, SMALL)
+    visible, around = np.where(np.arange(len(grid)) % 9 == 0, grid.labels, -1), surroundings_of(grid, SMALL)
     found, threads = [], torch.get_num_threads()
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -90,6 +98,8 @@ class Alike:
     def rows(self, points):
         self.asked += len(points)
         return np.zeros((len(points), 2), np.float32)
+
+    all_rows = rows
 
 
 def test_no_more_labels_than_asked_for_take_part_and_scenes_without_any_are_not_looked_at():
@@ -118,7 +128,7 @@ def test_classes_that_nothing_tells_apart_share_the_votes_whatever_their_frequen
 def test_no_label_is_refused():
     grid = made_grid(50)
     with pytest.raises(ValueError, match=r"labels\.spread forest: no labelled point to learn from"):
-        fit({"a": Surroundings(grid, SMALL)}, {"a": np.full(len(grid), -1)}, SMALL, seed=0)
+        fit({"a": surroundings_of(grid, SMALL)}, {"a": np.full(len(grid), -1)}, SMALL, seed=0)
 
 
 def test_of_each_class_the_clearest_points_are_kept():
