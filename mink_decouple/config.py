@@ -173,8 +173,8 @@ def load_config(
     """The configuration of one run.
 
     Order, later wins: dataclass defaults, `configs/backbone/NAME.yaml`, the file with its bases, the file's
-    `backbones: NAME:` section, `configs/recipes/NAME.yaml`, `overrides`. A resolved file (one that a run wrote) stands
-    alone below the overrides.
+    `backbones: NAME:` section, `configs/recipes/NAME.yaml` with its bases, that file's section of the same kind,
+    `overrides`. A resolved file (one that a run wrote) stands alone below the overrides.
 
     Raises:
         ConfigError: every unknown key, wrong type and wrong value, one line each.
@@ -187,9 +187,6 @@ def load_config(
             if value is not None and ALIASES.get(value, value) != tree.get(name):
                 raise ConfigError(f"{path}: a resolved configuration is for {name} {tree.get(name)!r}, not {value!r}")
         return build(merge(tree, overrides), str(path))
-    sections = tree.pop("backbones", None) or {}
-    if not isinstance(sections, dict) or not all(s is None or isinstance(s, dict) for s in sections.values()):
-        raise ConfigError(f"{path}: backbones: expected a mapping of a backbone to its settings")
     name = str(overrides.get("backbone") or backbone or tree.get("backbone") or Config.backbone)
     name = ALIASES.get(name, name)
     if name not in BACKBONES:
@@ -198,17 +195,32 @@ def load_config(
         )
     recipe_name = str(overrides.get("recipe") or recipe or tree.get("recipe") or Config.recipe)
     merged = read_tree(shipped("backbone", name))
-    chosen = read_tree(shipped("recipes", recipe_name))
+    recipe_path = shipped("recipes", recipe_name)
+    chosen = _for_backbone(read_tree(recipe_path), name, recipe_path)
     budget, asked = (layer.get("labels", {}).get("budget") for layer in (chosen, overrides))
     if budget is not None and asked is not None and asked != budget:
         raise ConfigError(
             f"labels.budget {asked!r}: the recipe {recipe_name!r} is for the budget {budget!r}; drop --labels"
         )
-    for layer in (tree, dict(sections.get(name) or {}), chosen, overrides):
+    for layer in (_for_backbone(tree, name, path), chosen, overrides):
         merged = merge(merged, layer)
     merged["backbone"] = name
     merged["recipe"] = Path(recipe_name).stem if recipe_name.endswith((".yaml", ".yml")) else recipe_name
     return build(merged, str(path))
+
+
+def _for_backbone(tree: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A file's settings with its section of one backbone merged over them, and without the others."""
+    sections = tree.pop("backbones", None) or {}
+    if not isinstance(sections, dict) or not all(s is None or isinstance(s, dict) for s in sections.values()):
+        raise ConfigError(f"{path}: backbones: expected a mapping of a backbone to its settings")
+    for key in sections:
+        if key not in BACKBONES:
+            raise ConfigError(
+                f"{path}: backbones: unknown backbone {key!r}{nearest(str(key), BACKBONES)}; "
+                f"choices: {', '.join(BACKBONES)}"
+            )
+    return merge(tree, sections.get(name) or {})
 
 
 def build(tree: dict[str, Any], source: str = "config") -> Config:

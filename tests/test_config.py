@@ -62,6 +62,25 @@ def test_later_layers_win_and_mappings_merge(tmp_path):
     assert load_config(high, backbone="randla").view.batch == 9
 
 
+def test_a_recipe_s_section_of_a_backbone_wins_over_the_recipe_and_the_file_but_not_over_the_command_line(tmp_path):
+    file = write(tmp_path / "file.yaml", "backbones: {randla: {view: {batch: 5, k: 9}}}")
+    low = write(tmp_path / "low.yaml", "view: {batch: 2}\nbackbones: {randla: {view: {batch: 3}}}")
+    recipe = write(tmp_path / "recipe.yaml", f"base: {low.name}\nview: {{batch: 4}}")
+    assert load_config(file, recipe=str(recipe)).view.batch == 4
+    view = load_config(file, recipe=str(recipe), backbone="randla").view
+    assert (view.batch, view.k) == (3, 9)
+    assert load_config(file, recipe=str(recipe), backbone="randla", overrides={"view": {"batch": 7}}).view.batch == 7
+
+
+@pytest.mark.parametrize("where", ["file", "recipe"])
+def test_a_section_of_an_unknown_backbone_is_named(tmp_path, where):
+    path = write(tmp_path / "c.yaml", "backbones: {rnadla: {view: {batch: 3}}}")
+    with pytest.raises(
+        ConfigError, match=r"c\.yaml: backbones: unknown backbone 'rnadla' \(nearest: randla\); choices"
+    ):
+        load_config(path) if where == "file" else load_config(recipe=str(path))
+
+
 def test_mink_is_accepted_for_minkunet():
     assert load_config(backbone="mink").backbone == "minkunet"
 
