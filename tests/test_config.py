@@ -81,6 +81,22 @@ def test_a_section_of_an_unknown_backbone_is_named(tmp_path, where):
         load_config(path) if where == "file" else load_config(recipe=str(path))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "minkunet", "randla"),
+    [
+        ("decoupled", "segments", "forest"),
+        ("best", "segments", "forest"),
+        ("outdoor", "segments", "segments"),
+        ("paper", "none", "none"),
+        ("forest", "forest", "forest"),
+    ],
+)
+def test_a_forest_spreads_the_labels_of_randla_alone_by_default(recipe, minkunet, randla):
+    """As measured (docs/results.md)."""
+    assert load_config(recipe=recipe).labels.spread == minkunet
+    assert load_config(recipe=recipe, backbone="randla").labels.spread == randla
+
+
 def test_mink_is_accepted_for_minkunet():
     assert load_config(backbone="mink").backbone == "minkunet"
 
