@@ -335,8 +335,9 @@ def experiment(args: argparse.Namespace) -> None:
         print("\n".join(study.listing()))
         return
     from mink_decouple.engine.runtime import choose_device
+    from mink_decouple.engine.settings import check_settings
 
-    failures = study.run(choose_device(args.device).type, args.jobs)
+    failures = study.run(choose_device(args.device).type, args.jobs, check_settings)
     print("\n".join(study.table()))
     print(f"a report: tools/compare.py {output} {study.write_records()} --output {output / 'report.html'}")
     if failures:

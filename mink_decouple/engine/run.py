@@ -30,6 +30,7 @@ from mink_decouple.engine.pseudo import labelled_counts
 from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.runtime import derive_seed, environment, peak_memory, write_json, write_text
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
+from mink_decouple.engine.settings import check_settings
 from mink_decouple.engine.snapshots import Snapshots, richest
 from mink_decouple.engine.stages import stages_of
 from mink_decouple.engine.state import (
@@ -39,7 +40,7 @@ from mink_decouple.engine.state import (
     require_same_settings,
     require_shares,
     saved_run,
-    try_settings,
+    try_scenes,
 )
 from mink_decouple.metrics import ClassGroups, class_groups
 from mink_decouple.models.segmenter import Segmenter
@@ -112,6 +113,8 @@ class Run:
     def _make(self, saved: dict[str, Any] | None) -> None:
         """All that follows from the configuration; nothing is written."""
         config, output, device = self.config, self.output, self.device
+        if saved is None:
+            check_settings(config)
         self.stages = stages_of(config)
         self.dataset = open_dataset(config)
         self.classes: Classes = self.dataset.classes
@@ -140,7 +143,7 @@ class Run:
             weight = class_weights(labelled_counts(self.scenes, self.count).sum(0)).to(device)
         self.weight = weight
         self.ratio = GradientRatio(self.count, config.loss.g_act)
-        try_settings(config, self.model, self.scenes, self.eval_scenes, self.count)
+        try_scenes(config, self.model, self.scenes, self.eval_scenes, self.count)
         self.events: Events | Silent
 
     def _begin(self, pretrained: Path | None) -> None:

@@ -18,7 +18,6 @@ from mink_decouple.engine.batches import SceneLabels, make_batch
 from mink_decouple.engine.events import say
 from mink_decouple.engine.optim import make_optimizer
 from mink_decouple.engine.predict import crops
-from mink_decouple.engine.pseudo import selection_options
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.metrics import ConfusionMatrix
@@ -137,28 +136,14 @@ def require_shares(config: Config, processes: int) -> None:
         raise ValueError(f"loss.erda {config.loss.erda}: its prototypes follow one process; set it to 0 or start one")
 
 
-def try_settings(
+def try_scenes(
     config: Config, model: Segmenter, scenes: Sequence[Scene], eval_scenes: Sequence[Scene], classes: int
 ) -> None:
-    """Use every setting and look at every scene once, so that a mistake shows before anything is written.
+    """Make an optimizer, look at every scene and make a batch, so that a mistake shows before anything is written.
 
     Raises:
         ValueError: names the setting or the scene.
     """
-    selection_options(config)
-    if config.loss.pseudo_weight != "none" and config.loss.seg_norm != "split":
-        raise ValueError(
-            f"loss.pseudo_weight {config.loss.pseudo_weight}: the pseudo-labels need a mean of their own; "
-            "set loss.seg_norm split"
-        )
-    if config.ii.labels == "spread" and config.labels.spread == "none":
-        raise ValueError(
-            "ii.labels spread: the given labels do not; set labels.spread segments or forest, or ii.labels gt"
-        )
-    if config.ii.labels == "spread" and config.ii.feature != "none":
-        raise ValueError(f"ii.feature {config.ii.feature}: is of pseudo-labels; set ii.labels mixed in place of spread")
-    if not config.forest.radii or min(config.forest.radii) <= 0:
-        raise ValueError(f"forest.radii {config.forest.radii}: grid sizes; need at least one, each above 0")
     make_optimizer(config.optim, model)
     limit, crop = config.view.max_points, config.view.crop_points
     for scene in scenes if limit else ():

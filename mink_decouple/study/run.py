@@ -27,6 +27,7 @@ from mink_decouple.study.launch import (
     state,
 )
 from mink_decouple.study.summary import duration, table
+from mink_decouple.typed import ConfigError
 
 
 class Study:
@@ -104,16 +105,21 @@ class Study:
         }
         yield ", ".join(f"{number} {one}" for one, number in counts.items())
 
-    def run(self, device: str, jobs: int | None) -> list[Failure]:
+    def run(self, device: str, jobs: int | None, check: Callable[[Config], None]) -> list[Failure]:
         """Train what is missing, then return what failed.
 
         Args:
             device: "cpu" or "cuda".
             jobs: trainings at once; None: those of the file, or as many as the machine allows.
+            check: raises ValueError or OSError where settings cannot be trained.
+
+        Raises:
+            ConfigError: every message of `check` once, before anything trains.
         """
         jobs = simultaneous(device, jobs or self.experiment.jobs)
         trained = list(self._first.values())
         missing = [cell for cell in trained if self.state(cell) not in ("done", "recorded")]
+        _check_all([cell for cell in missing if self.state(cell) != "begun"], check)
         self.output.mkdir(parents=True, exist_ok=True)
         for cell in trained:
             if self.state(cell) == "done":
@@ -198,6 +204,17 @@ class Study:
             self.recorded[record.digest, record.seed] = record
             self.records.parent.mkdir(parents=True, exist_ok=True)
             kept.save(self.records, list(self.recorded.values()))
+
+
+def _check_all(cells: Sequence[Cell], check: Callable[[Config], None]) -> None:
+    errors: dict[str, None] = {}
+    for cell in cells:
+        try:
+            check(cell.config)
+        except (ValueError, OSError) as error:
+            errors[f"{cell.title}: {error}"] = None
+    if errors:
+        raise ConfigError("\n".join(errors))
 
 
 def _pretraining_key(config: Config) -> tuple[str, int]:

@@ -185,6 +185,17 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, fake_training)
     assert "failed: minkunet-1pt-decoupled-seed0: error: no luck (see " in said.err
 
 
+def test_settings_that_cannot_be_trained_are_named_before_the_first_run(tmp_path, capsys, fake_training):
+    fake_training("sys.exit('error: a run began')")
+    wrong = "{title: apart, set: {ii.labels: spread, labels.spread: none}}, {title: odd, set: {model.variant: 99Z}}"
+    text = TINY.replace("seeds: [0]", "seeds: [0, 1]").replace("decoupled]", f"{wrong}]")
+    assert main(["experiment", str(grid(tmp_path, text)), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("apart: ii.labels spread: the given labels do not; ") == 1
+    assert said.count("odd: variant of minkunet is '99Z'; choose one of ") == 1
+    assert "a run began" not in said and not (tmp_path / "out").exists()
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys, fake_training):
     fake_training("assert '--resume' not in sys.argv and not output.exists()")
     cell = cell_of(tmp_path)
