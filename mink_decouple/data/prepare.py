@@ -40,12 +40,14 @@ class Summary:
         kept: names of the scenes that were there.
         done: names of the scenes that were prepared.
         seconds: the sum over the prepared scenes of the time each took on its core.
+        lacking: what the download lacks of its benchmark, a line each.
     """
 
     manifest: Manifest
     kept: tuple[str, ...]
     done: tuple[str, ...]
     seconds: float
+    lacking: tuple[str, ...] = ()
 
 
 def prepare(
@@ -103,7 +105,7 @@ def prepare(
         manifest = Manifest(head, {name: done[name] for name in sorted(done)}, len(listed) - len(done))
         write_manifest(output, manifest)
         (output / UNFINISHED).unlink(missing_ok=True)
-    return Summary(manifest, tuple(sorted(kept)), tuple(scene.name for scene in todo), seconds)
+    return Summary(manifest, tuple(sorted(kept)), tuple(scene.name for scene in todo), seconds, tuple(raw.lacking()))
 
 
 def describe(summary: Summary) -> str:
@@ -120,6 +122,7 @@ def describe(summary: Summary) -> str:
         lines.append(
             f"{summary.manifest.missing} scenes of the download are left out; prepare without --scenes adds them"
         )
+    lines += [f"not the whole of the benchmark: {line}" for line in summary.lacking]
     for name in records:
         for repair in records[name].repairs:
             line = "" if repair.line is None else f" line {repair.line}"

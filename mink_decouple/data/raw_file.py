@@ -42,6 +42,10 @@ class RawFile:
         """The one scene, named by the file's stem."""
         return [RawScene(self.path.stem, "", "", (self.path,), False)]
 
+    def lacking(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """Its points in order.
 

@@ -46,6 +46,10 @@ class RawFolder:
             found.append(RawScene(name, owner.get(name, ""), "", files, True))
         return found
 
+    def lacking(self) -> list[str]:
+        """Nothing: a folder is what there is."""
+        return []
+
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The points of a cloud in order.
 

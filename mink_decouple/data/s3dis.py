@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from mink_decouple.data.classes import IGNORE
 from mink_decouple.data.classes import S3DIS as CLASSES
+from mink_decouple.data.completeness import lacking
 from mink_decouple.data.raw import Chunk, RawScene, Repair
 from mink_decouple.data.text_rows import printable, read_rows
 
@@ -26,6 +28,9 @@ REACH = 1000.0
 
 OTHERS = ("clutter", "ignore")
 """What may become of an object of another class than the 13, such as "stairs"."""
+
+ROOMS = {"Area_1": 44, "Area_2": 40, "Area_3": 23, "Area_4": 49, "Area_5": 68, "Area_6": 48}
+"""Rooms with annotations in each area: 272, one more than the paper counts."""
 
 _AREA = re.compile(r"Area_[1-6]")
 _ROOM = re.compile(r"[A-Za-z]+_\d+")
@@ -89,6 +94,10 @@ class S3DIS:
         if not self._scenes:
             raise ValueError(f"{self.root}: no rooms in its areas; expected folders such as Area_1/office_1")
         return [self._scenes[name] for name in sorted(self._scenes)]
+
+    def lacking(self) -> list[str]:
+        """Areas that are not there, or not whole."""
+        return lacking(Counter(scene.group for scene in self._scenes.values()), ROOMS, "rooms")
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The points of a room: world coordinates, `rgb` and labels.

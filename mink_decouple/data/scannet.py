@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from mink_decouple.data.completeness import lacking
 from mink_decouple.data.ply_vertices import read_vertices
 from mink_decouple.data.raw import Chunk, RawScene, Repair
 from mink_decouple.data.scannet_labels import SCANNET, encode, read_label_map, segment_labels
@@ -64,6 +66,7 @@ class ScanNet:
             found = "no folder scans or scans_test in it" if self.root.is_dir() else "no such folder"
             raise FileNotFoundError(f"{self.root}: {found}; give the folder that ScanNet's download script wrote")
         splits = self._splits()
+        self._listed = Counter(splits.values())
         for folder in sorted(path for parent in folders for path in parent.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
                 self._add(folder, splits)
@@ -77,6 +80,10 @@ class ScanNet:
         if not self._scenes:
             raise ValueError(f"{self.root}: no scans; expected folders such as scans/scene0000_00")
         return [self._scenes[name] for name in sorted(self._scenes)]
+
+    def lacking(self) -> list[str]:
+        """Splits whose lists name more scans than there are."""
+        return lacking(Counter(scene.split for scene in self._scenes.values()), self._listed, "scans")
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The vertices of a scan: coordinates, `rgb` and, unless it is of "test", labels.

@@ -11,6 +11,7 @@ import numpy as np
 
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import MAX_EXTENT_METRES
+from mink_decouple.data.completeness import lacking
 from mink_decouple.data.raw import Chunk, RawScene, Repair
 from mink_decouple.data.text_rows import printable, read_rows
 
@@ -52,6 +53,9 @@ TEST_PLACES = {
     "stgallencathedral_station3": "stgallencathedral3",
     "stgallencathedral_station6": "stgallencathedral6",
 }
+
+#: Places of the four test stations of reduced-8.
+REDUCED = {"marketplacefeldkirch_station4", "sg27_station10", "sg28_station2", "stgallencathedral_station6"}
 
 # The archive of this station holds a file without its place.
 _MISNAMED, _NAMED = "station1_xyz_intensity_rgb", "neugasse_station1_xyz_intensity_rgb"
@@ -131,6 +135,15 @@ class Semantic3D:
                 f"{self.root}: no stations; looked for PLACE_stationN*.txt and NAME.labels, also one level down"
             )
         return list(self._scenes)
+
+    def lacking(self) -> list[str]:
+        """Splits without all of their stations; a test split is whole with the four of reduced-8, too."""
+        whole = {"train": set(TRAINING), "val": set(VALIDATION), "test": set(TEST_PLACES)}
+        found = {split: {place(s.name) for s in self._scenes if s.split == split} & whole[split] for split in whole}
+        if found["test"] == REDUCED:
+            whole["test"] = REDUCED
+        numbers = {split: len(names) for split, names in found.items()}
+        return lacking(numbers, {split: len(names) for split, names in whole.items()}, "stations")
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The points of a station in order; `intensity` (n,) float32, `rgb` (n, 3) uint8.

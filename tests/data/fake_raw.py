@@ -33,6 +33,9 @@ class FakeRaw:
             found.append(RawScene(f"{group}_{path.stem}", "val" if group == "B" else "train", group, (path,), True))
         return found
 
+    def lacking(self) -> list[str]:
+        return [] if (self.root / "A").is_dir() else ["nothing of A"]
+
     def read(self, scene, report, chunk_points=2_000_000):
         table = np.load(scene.files[0])
         for begin in range(0, len(table), self.chunk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,12 @@ def test_versions_datasets_and_other_folders_are_not_mixed(tmp_path, download, p
     with pytest.raises(FileNotFoundError, match="no such folder"):
         prepare(FakeRaw, tmp_path / "none", tmp_path / "new", workers=1)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_download_lacks_is_told(tmp_path, download, prepared):
+    assert "not the whole" not in describe(prepare(FakeRaw, download, prepared, workers=1))
+    shutil.rmtree(download / "A")
+    assert "\nnot the whole of the benchmark: nothing of A" in describe(prepare(FakeRaw, download, tmp_path / "rest"))
 
 
 def test_some_scenes_can_be_prepared_first(tmp_path, download, prepared):

@@ -11,7 +11,7 @@ import pytest
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.grid import subsample
 from mink_decouple.data.raw import Repair
-from mink_decouple.data.s3dis import S3DIS, restore_bit
+from mink_decouple.data.s3dis import ROOMS, S3DIS, restore_bit
 
 SAMPLES = Path(os.environ.get("MINK_DECOUPLE_SAMPLES", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SAMPLE = SAMPLES / "s3dis" / "Stanford3dDataset_v1.2_Aligned_Version"
@@ -83,6 +83,15 @@ def test_names_splits_and_groups(tmp_path: Path) -> None:
     assert all(
         s.labelled and [p.name for p in s.files] == ["ceiling_1.txt", "chair_1.txt", "wall_3.txt"] for s in scenes
     )
+
+
+def test_rooms_that_a_download_lacks_are_counted(tmp_path: Path) -> None:
+    assert sum(ROOMS.values()) == 272
+    for number in range(67):
+        room(tmp_path, f"Area_5/office_{number}")
+    for number in range(23):
+        room(tmp_path, f"Area_3/office_{number}")
+    assert S3DIS(tmp_path).lacking() == ["Area_5: 67 of its 68 rooms", "nothing of Area_1, Area_2, Area_4, Area_6"]
 
 
 def test_classes_stand_in_the_order_and_colours_of_pointnet() -> None:

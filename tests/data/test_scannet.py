@@ -112,6 +112,13 @@ def test_test_scans_have_no_labels_and_lists_may_lie_in_tasks_benchmark(tmp_path
     assert labels is None and len(rows) == 12
 
 
+def test_scans_of_the_lists_that_a_download_lacks_are_counted(tmp_path: Path) -> None:
+    download(tmp_path)
+    assert ScanNet(tmp_path).lacking() == []
+    lists(tmp_path, train=f"{NAME}\nscene0002_00\nscene0002_01", test="scene0707_00")
+    assert ScanNet(tmp_path).lacking() == ["train: 1 of its 3 scans", "nothing of test"]
+
+
 def test_axis_alignment_is_applied_only_when_asked_for(tmp_path: Path) -> None:
     folder = download(tmp_path)
     turn, shift = 0.3, np.array([1.5, -2.25, 0.125])

@@ -10,7 +10,7 @@ from made_semantic3d import make_semantic3d
 
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.raw import Chunk, Repair
-from mink_decouple.data.semantic3d import SEMANTIC3D, TEST_PLACES, TRAINING, VALIDATION, Semantic3D, place
+from mink_decouple.data.semantic3d import REDUCED, SEMANTIC3D, TEST_PLACES, TRAINING, VALIDATION, Semantic3D, place
 
 STATION = "bildstein_station1_xyz_intensity_rgb"
 
@@ -106,6 +106,19 @@ def test_the_lists_of_stations_are_those_of_the_benchmark() -> None:
     assert place("sg27_station10_rgb_intensity-reduced") == "sg27_station10"
     assert place("MarketplaceFeldkirch_Station4_rgb_intensity-reduced") == "marketplacefeldkirch_station4"
     assert place("station1_xyz_intensity_rgb") == place("readme") == place("sg27_stationary") == ""
+
+
+def test_stations_that_a_download_lacks_are_counted(tmp_path: Path) -> None:
+    for name in (*TRAINING, *VALIDATION[1:]):
+        put(tmp_path, GOOD, "1\n2\n", f"{name}_intensity_rgb")
+    assert Semantic3D(tmp_path).lacking() == ["val: 1 of its 2 stations", "nothing of test"]
+    for name in make_semantic3d.TESTS:
+        put(tmp_path, GOOD, None, name)
+    assert {place(name) for name in make_semantic3d.TESTS} == REDUCED
+    assert Semantic3D(tmp_path).lacking() == ["val: 1 of its 2 stations"]
+    put(tmp_path, GOOD, None, "sg27_station3_intensity_rgb")
+    put(tmp_path, GOOD, "1\n2\n", f"{VALIDATION[0]}_intensity_rgb")
+    assert Semantic3D(tmp_path).lacking() == ["test: 5 of its 15 stations"]
 
 
 def test_ids_are_one_more_than_train_ids() -> None:

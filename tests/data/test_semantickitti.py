@@ -13,7 +13,7 @@ from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import from_world
 from mink_decouple.data.grid import subsample
 from mink_decouple.data.raw import Chunk, Repair
-from mink_decouple.data.semantickitti import SEMANTICKITTI, SemanticKITTI
+from mink_decouple.data.semantickitti import SCANS, SEMANTICKITTI, SPLITS, SemanticKITTI
 
 SAMPLES = Path(os.environ.get("MINK_DECOUPLE_SAMPLES", Path(__file__).resolve().parents[3] / "shared" / "data"))
 KITTI = SAMPLES / "semantickitti"
@@ -131,6 +131,16 @@ def test_every_nth_scan_thins_the_training_sequences_alone(tmp_path: Path) -> No
     assert len(names) == 2 + 5 + 5
     with pytest.raises(ValueError, match="every: 0"):
         SemanticKITTI(tmp_path, every=0)
+
+
+def test_scans_that_a_download_lacks_are_counted_before_thinning(tmp_path: Path, monkeypatch) -> None:
+    assert [sum(SCANS[number] for number in SPLITS[split]) for split in SPLITS] == [19_130, 4_071, 20_351]
+    for number in range(3):
+        put(tmp_path, "04", number, [10, 10, 10])
+    expected = ["04: 3 of its 271 scans", f"nothing of {', '.join(number for number in SCANS if number != '04')}"]
+    assert SemanticKITTI(tmp_path, every=2).lacking() == expected
+    monkeypatch.setitem(SCANS, "04", 3)
+    assert SemanticKITTI(tmp_path, every=2).lacking() == expected[1:]
 
 
 def test_missing_labels_are_told_once_a_sequence_and_never_of_test_scans(tmp_path: Path) -> None:
