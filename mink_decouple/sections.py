@@ -21,7 +21,7 @@ class LabelsConfig:
 
     budget: str = "1pt"  # 1pt | Npt | R% | Nx | scans:R% | full | a label file
     unit: str = setting("grid", choices=("grid", "raw"))
-    seed: int | None = None  # None: the run's seed
+    seed: int | None = setting(None, low=0)  # None: the run's seed
     spread: str = setting(
         "none", choices=("none", "segments", "forest")
     )  # to their segments, or to where a forest is sure
@@ -89,7 +89,7 @@ class StageConfig:
     """Length and initial learning rate of one kind of stage."""
 
     epochs: int = setting(1, low=1)
-    lr: float = setting(1e-3, low=0.0)
+    lr: float = setting(1e-3, low=1e-12)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ScheduleConfig:
     iterations: int = setting(10, low=0)
     steps: int = setting(0, low=0)  # optimizer steps of an epoch; 0: as many as cover the training set about once
     policy: str = setting("exp", choices=("exp", "cosine", "constant"))
-    decay: float = setting(0.98, low=0.0, high=1.0)  # factor per epoch of policy exp
+    decay: float = setting(0.98, low=1e-12, high=1.0)  # factor per epoch of policy exp
     warmup: int = setting(0, low=0)  # epochs of the pre-training over which the learning rate rises
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, lr=1e-2))
     i_step: StageConfig = field(default_factory=lambda: StageConfig(epochs=30, lr=1e-3))

@@ -41,12 +41,17 @@ def load_dataset(config: DataConfig) -> Dataset:
     from mink_decouple.data.folder import FolderDataset
     from mink_decouple.data.prepared import PreparedDataset, is_prepared
 
-    if config.root is None:
-        needs = "a prepared dataset" if config.dataset in PREPARED else "a folder dataset"
-        raise ValueError(f"data.root: not set; {needs} needs the folder of its clouds: --set data.root=DIR")
-    root = Path(config.root)
+    root = root_of(config)
     if config.dataset in PREPARED or is_prepared(root):
         if config.classes is not None:
             raise ValueError(f"data.classes: {config.classes!r}, but a prepared dataset has its classes; leave it out")
         return PreparedDataset(root, config.dataset, config.splits)
     return FolderDataset(root, classes=config.classes, splits=config.splits)
+
+
+def root_of(config: DataConfig) -> Path:
+    """The folder of a dataset that has one. Raises ValueError where none is set."""
+    if config.root is None:
+        needs = "a prepared dataset" if config.dataset in PREPARED else "a folder dataset"
+        raise ValueError(f"data.root: not set; {needs} needs the folder of its clouds: --set data.root=DIR")
+    return Path(config.root)

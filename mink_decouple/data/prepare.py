@@ -97,6 +97,7 @@ def prepare(
                 failed[name] = result
         if failed:
             lines = [f"scene {name}: {failed[name]}" for name in sorted(failed)]
+            lines += _incomplete(raw.lacking())
             lines.append(
                 f"{output}: {len(failed)} scenes failed, {len(done)} are done and kept; mend the files above and "
                 "run the same prepare command again"
@@ -122,12 +123,16 @@ def describe(summary: Summary) -> str:
         lines.append(
             f"{summary.manifest.missing} scenes of the download are left out; prepare without --scenes adds them"
         )
-    lines += [f"not the whole of the benchmark: {line}" for line in summary.lacking]
+    lines += _incomplete(summary.lacking)
     for name in records:
         for repair in records[name].repairs:
             line = "" if repair.line is None else f" line {repair.line}"
             lines.append(f"repaired {repair.file}{line}: {repair.found} -> {repair.done}")
     return "\n".join(lines)
+
+
+def _incomplete(lacking: Sequence[str]) -> list[str]:
+    return [f"not the whole of the benchmark: {line}" for line in lacking]
 
 
 def _by_name(scenes: Sequence[RawScene]) -> dict[str, RawScene]:

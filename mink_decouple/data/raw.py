@@ -85,7 +85,7 @@ class RawDataset(Protocol):
         """Every scene of the download, sorted by name. ValueError where there is none."""
 
     def lacking(self) -> list[str]:
-        """What the download lacks of the benchmark, a line each; nothing of a user's own folder."""
+        """What the download lacks of the benchmark, a line each; no line for a user's own folder."""
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The points of a scene in order, in chunks of at most `chunk_points`.

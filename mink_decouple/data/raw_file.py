@@ -43,7 +43,7 @@ class RawFile:
         return [RawScene(self.path.stem, "", "", (self.path,), False)]
 
     def lacking(self) -> list[str]:
-        """Nothing."""
+        """No line: a file is what there is."""
         return []
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:

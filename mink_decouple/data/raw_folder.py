@@ -47,7 +47,7 @@ class RawFolder:
         return found
 
     def lacking(self) -> list[str]:
-        """Nothing: a folder is what there is."""
+        """No line: a folder is what there is."""
         return []
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:

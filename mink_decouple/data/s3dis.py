@@ -30,7 +30,7 @@ OTHERS = ("clutter", "ignore")
 """What may become of an object of another class than the 13, such as "stairs"."""
 
 ROOMS = {"Area_1": 44, "Area_2": 40, "Area_3": 23, "Area_4": 49, "Area_5": 68, "Area_6": 48}
-"""Rooms with annotations in each area: 272, one more than the paper counts."""
+"""Rooms with annotations in each area, as in RandLA-Net's list of them: 272, one more than Armeni et al. count."""
 
 _AREA = re.compile(r"Area_[1-6]")
 _ROOM = re.compile(r"[A-Za-z]+_\d+")

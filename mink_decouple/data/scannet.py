@@ -66,7 +66,7 @@ class ScanNet:
             found = "no folder scans or scans_test in it" if self.root.is_dir() else "no such folder"
             raise FileNotFoundError(f"{self.root}: {found}; give the folder that ScanNet's download script wrote")
         splits = self._splits()
-        self._listed = Counter(splits.values())
+        self._listed = splits
         for folder in sorted(path for parent in folders for path in parent.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
                 self._add(folder, splits)
@@ -83,7 +83,12 @@ class ScanNet:
 
     def lacking(self) -> list[str]:
         """Splits whose lists name more scans than there are."""
-        return lacking(Counter(scene.split for scene in self._scenes.values()), self._listed, "scans")
+        missing: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for name, split in self._listed.items():
+            if name not in self._scenes:
+                missing[split].append(name)
+        found = Counter(scene.split for scene in self._scenes.values())
+        return lacking(found, Counter(self._listed.values()), "scans", missing)
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The vertices of a scan: coordinates, `rgb` and, unless it is of "test", labels.

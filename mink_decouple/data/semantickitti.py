@@ -29,7 +29,8 @@ SPLITS = {
 _NUMBERS = (4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201)
 _TESTED = (921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721)
 
-#: Sequence -> its scans: 19,130 of training, 4,071 of validation, 20,351 of test.
+#: Sequence -> its scans, those of KITTI's odometry benchmark, numbered from 0: 19,130 of training, 4,071 of validation
+#: and 20,351 of test.
 SCANS = {f"{sequence:02}": number for sequence, number in enumerate((*_NUMBERS, *_TESTED))}
 
 # Name -> (raw ids, RGB). The first raw id is the one that submissions use (`learning_map_inv`); the others are merged
@@ -96,7 +97,7 @@ class SemanticKITTI:
             raise ValueError(f"every: {every}, expected at least 1")
         self._sequences = _sequences_folder(self.root)
         self._scenes: list[RawScene] = []
-        self._found: dict[str, int] = {}
+        self._found: dict[str, set[str]] = {}
         self._without: dict[str, tuple[str, ...]] = {}
         for folder in sorted(path for path in self._sequences.iterdir() if path.is_dir() and path.name.isdigit()):
             split = next((name for name, sequences in SPLITS.items() if folder.name in sequences), None)
@@ -112,7 +113,12 @@ class SemanticKITTI:
 
     def lacking(self) -> list[str]:
         """Sequences that are not there, or not whole; `every` does not count."""
-        return lacking(self._found, SCANS, "scans")
+        found = {sequence: len(numbers) for sequence, numbers in self._found.items()}
+        missing = {
+            sequence: {f"{number:06}" for number in range(SCANS[sequence])} - numbers
+            for sequence, numbers in self._found.items()
+        }
+        return lacking(found, SCANS, "scans", missing)
 
     def read(self, scene: RawScene, report: Callable[[Repair], None], chunk_points: int = 2_000_000) -> Iterator[Chunk]:
         """The points of a scan in order; `remission` (n,) float32, no colours.
@@ -158,7 +164,7 @@ class SemanticKITTI:
                 f"{folder / 'velodyne' / orphans[0]}.bin: no such file, but {labels[orphans[0]].name} has its labels "
                 f"({len(orphans)} such scans)"
             )
-        self._found[folder.name] = len(scans)
+        self._found[folder.name] = set(scans)
         without = []
         for number in sorted(scans):
             if int(number) % every:

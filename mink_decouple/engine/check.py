@@ -16,6 +16,7 @@ from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.data.scene_stats import SceneStats, measure, view_of
 from mink_decouple.engine.events import progress
 from mink_decouple.engine.scenes import open_dataset
+from mink_decouple.engine.settings import check_settings
 
 
 def check_data(config: Config) -> Report:
@@ -24,9 +25,10 @@ def check_data(config: Config) -> Report:
     Scenes of a prepared dataset stay on disk and are read in blocks, after their checksum is compared.
 
     Raises:
-        ValueError: the dataset cannot be opened, or the label budget is wrong.
+        ValueError: a setting is wrong (`check_settings`), or the dataset cannot be opened.
         FileNotFoundError: its folder, or the label file, is missing.
     """
+    check_settings(config)
     dataset = open_dataset(config)
     wanted = what_is_wanted(config)
     names, findings = _scenes(dataset, wanted)

@@ -113,7 +113,7 @@ class Run:
     def _make(self, saved: dict[str, Any] | None) -> None:
         """All that follows from the configuration; nothing is written."""
         config, output, device = self.config, self.output, self.device
-        if saved is None:
+        if saved is None:  # a begun run goes on, whatever is refused since, and without the file of its budget
             check_settings(config)
         self.stages = stages_of(config)
         self.dataset = open_dataset(config)

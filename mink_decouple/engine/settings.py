@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mink_decouple.config import Config
+from mink_decouple.data import root_of
 from mink_decouple.data.budget_forms import parse_budget
 from mink_decouple.data.transforms import compose, feature_width
 from mink_decouple.engine.pseudo import selection_options
@@ -13,15 +14,20 @@ from mink_decouple.models.segmenter import build_model
 
 
 def check_settings(config: Config) -> None:
-    """Use every setting that can be used without data.
+    """Try the settings that need no data beyond their types and ranges: names, sizes, and which go together.
 
     Raises:
-        ValueError: names a setting that is wrong by itself or beside another.
+        ValueError: a setting that is wrong by itself or beside another.
         FileNotFoundError: the budget names a file that is not there.
     """
+    if config.data.dataset != "synthetic":
+        root_of(config.data)
     stages_of(config)
     parse_budget(config.labels.budget)
-    compose(config.augment)
+    try:
+        compose(config.augment)
+    except ValueError as error:
+        raise ValueError(f"augment: {error}") from None
     selection_options(config)
     if config.loss.pseudo_weight != "none" and config.loss.seg_norm != "split":
         raise ValueError(

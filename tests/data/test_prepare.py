@@ -187,6 +187,10 @@ def test_what_a_download_lacks_is_told(tmp_path, download, prepared):
     assert "not the whole" not in describe(prepare(FakeRaw, download, prepared, workers=1))
     shutil.rmtree(download / "A")
     assert "\nnot the whole of the benchmark: nothing of A" in describe(prepare(FakeRaw, download, tmp_path / "rest"))
+    np.save(next((download / "B").glob("*.npy")), np.full((5, 8), 99.0))
+    told = r"(?s)label 99.*\nnot the whole of the benchmark: nothing of A\n.* 1 scenes failed"
+    with pytest.raises(ValueError, match=told):
+        prepare(FakeRaw, download, tmp_path / "broken")
 
 
 def test_some_scenes_can_be_prepared_first(tmp_path, download, prepared):

@@ -116,7 +116,10 @@ def test_scans_of_the_lists_that_a_download_lacks_are_counted(tmp_path: Path) ->
     download(tmp_path)
     assert ScanNet(tmp_path).lacking() == []
     lists(tmp_path, train=f"{NAME}\nscene0002_00\nscene0002_01", test="scene0707_00")
-    assert ScanNet(tmp_path).lacking() == ["train: 1 of its 3 scans", "nothing of test"]
+    assert ScanNet(tmp_path).lacking() == [
+        "train: 1 of its 3 scans; not there: scene0002_00, scene0002_01",
+        "nothing of test",
+    ]
 
 
 def test_axis_alignment_is_applied_only_when_asked_for(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mink_decouple.config import configs_dir, load_config
+from mink_decouple.engine import check
 from mink_decouple.engine import run as module
 from mink_decouple.engine.settings import check_settings
 from mink_decouple.engine.train import Trainer
 from mink_decouple.study.grid import expand, read_experiment
 
+CPU = torch.device("cpu")
 WRONG = {
     "labels.budget": ({"labels": {"budget": "one"}}, r"label budget 'one': must be "),
-    "augment": ({"augment": {"twist": True}}, r"transform 'twist': choose from "),
+    "augment": ({"augment": {"twist": True}}, r"augment: transform 'twist': choose from "),
     "pseudo": ({"pseudo": {"rho_mode": "literal", "tail_rule": "all"}}, r"pseudo\.rho_mode literal: gives head"),
     "rate": ({"pseudo": {"rho_mode": "literal", "uncertain": "rate"}}, r"pseudo\.uncertain rate: needs"),
     "weights": ({"loss": {"pseudo_weight": "inv"}}, r"loss\.pseudo_weight inv: .* set loss\.seg_norm split"),
@@ -27,6 +30,7 @@ WRONG = {
     "no radii": ({"forest": {"radii": []}}, r"forest\.radii \[\]: .* at least one"),
     "one edge": ({"view": {"voxel": [0.1]}}, r"view\.voxel \[0\.1\]: .* need three, each above 0"),
     "flat voxel": ({"view": {"voxel": [0.1, 0.1, 0.0]}}, r"view\.voxel \[0\.1, 0\.1, 0\.0\]: .* each above 0"),
+    "no data": ({"data": {"root": None}}, r"data\.root: not set; a folder dataset needs the folder"),
     "features": ({"data": {"features": []}}, r"features: \[\]; need at least one"),
     "variant": ({"model": {"variant": "99Z"}}, r"variant of \w+ is '99Z'; choose one of "),
 }
@@ -39,10 +43,26 @@ def test_a_wrong_setting_is_named_before_a_cloud_is_read(make_config, tmp_path, 
     config = make_config(backbone, "paper", **settings)
     with pytest.raises(ValueError, match=message):
         check_settings(config)
-    monkeypatch.setattr(module, "open_dataset", lambda config: pytest.fail("the data was opened"))
+    for part in (module, check):
+        monkeypatch.setattr(part, "open_dataset", lambda config: pytest.fail("the data was opened"))
     with pytest.raises(ValueError, match=message):
-        Trainer(config, tmp_path / "run", module.torch.device("cpu"))
+        check.check_data(config)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, tmp_path / "run", CPU)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_begun_run_goes_on_whatever_is_refused_since(make_config, tmp_path, monkeypatch):
+    config = make_config("minkunet", "supervised")
+    Trainer(config, tmp_path / "run", CPU).release()
+
+    def refuse(config):
+        raise ValueError("no longer")
+
+    monkeypatch.setattr(module, "check_settings", refuse)
+    with pytest.raises(ValueError, match="no longer"):
+        Trainer(config, tmp_path / "new", CPU)
+    assert Trainer(config, tmp_path / "run", CPU, resume=True).run().metrics["stages"] == ["pretrain"]
 
 
 def test_an_engine_of_another_backbone_is_named(make_config):
@@ -51,7 +71,7 @@ def test_an_engine_of_another_backbone_is_named(make_config):
 
 
 @pytest.mark.parametrize("path", sorted((configs_dir() / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_run_of_the_shipped_experiments_can_be_trained(path):
+def test_the_settings_of_every_shipped_experiment_pass(path):
     for cell in expand(replace(read_experiment(path), seeds=[0]), path):
         check_settings(cell.config)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mink_decouple.cli import main
-from mink_decouple.config import dump
+from mink_decouple.config import Config, dump
 from mink_decouple.study.grid import Cell, expand, read_experiment
 from mink_decouple.study.launch import TRAIN, Outcome, expected, outcome, set_aside, simultaneous, state
 from mink_decouple.study.run import Study
@@ -187,13 +187,37 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, fake_training)
 
 def test_settings_that_cannot_be_trained_are_named_before_the_first_run(tmp_path, capsys, fake_training):
     fake_training("sys.exit('error: a run began')")
-    wrong = "{title: apart, set: {ii.labels: spread, labels.spread: none}}, {title: odd, set: {model.variant: 99Z}}"
-    text = TINY.replace("seeds: [0]", "seeds: [0, 1]").replace("decoupled]", f"{wrong}]")
+    wrong = """
+  - {title: apart, set: {ii.labels: spread, labels.spread: none}}
+  - {title: odd, set: {model.variant: 99Z}}
+  - {title: lost, labels: ["list:nowhere.txt"]}
+"""
+    text = TINY.replace("seeds: [0]", "seeds: [0, 1]").replace("reference: supervised\n", "")
+    text = text.replace("recipes: [supervised, decoupled]", f"recipes:{wrong}")
     assert main(["experiment", str(grid(tmp_path, text)), "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.count("apart: ii.labels spread: the given labels do not; ") == 1
     assert said.count("odd: variant of minkunet is '99Z'; choose one of ") == 1
+    assert said.count("lost: list of points nowhere.txt: no such file") == 1
     assert "a run began" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_begun_run_goes_on_whatever_is_refused_now(tmp_path, capsys, fake_training, monkeypatch):
+    fake_training("shutil.rmtree(output); assert '--resume' in sys.argv")
+
+    def refuse(config: Config) -> None:
+        raise ValueError("no longer")
+
+    monkeypatch.setattr("mink_decouple.engine.settings.check_settings", refuse)
+    arguments = ["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), "--only"]
+    cell = cell_of(tmp_path)
+    folder = tmp_path / "out" / cell.name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(cell.config), encoding="utf-8")
+    (folder / "checkpoints" / "last.pt").write_text("weights", encoding="utf-8")
+    assert main([*arguments, "decoupled"]) == 2
+    assert "decoupled: no longer" in capsys.readouterr().err
+    assert main([*arguments, cell.name]) == 0
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_begins_anew(tmp_path, capsys, fake_training):
