@@ -62,8 +62,10 @@ class Run:
             one. Nothing comes out differently.
 
     Raises:
-        ValueError: the folder holds a run already, another process trains into it, or the checkpoint is of another
-            configuration or class list, or the pre-training is none of these settings and labels.
+        ValueError: a setting or a scene is wrong, the folder holds a run already, another process trains into it, the
+            checkpoint is of another configuration or class list, or the pre-training is none of these settings and
+            labels.
+        FileNotFoundError: the data or a file of labels is missing.
     """
 
     def __init__(
