@@ -47,7 +47,7 @@ class Summary:
     kept: tuple[str, ...]
     done: tuple[str, ...]
     seconds: float
-    lacking: tuple[str, ...] = ()
+    lacking: tuple[str, ...]
 
 
 def prepare(

@@ -209,6 +209,7 @@ class Study:
 
 def _check_all(cells: Sequence[Cell], check: Callable[[Config], None]) -> None:
     errors: dict[str, None] = {}
+    # once for all seeds of a configuration, which differ in nothing that is checked
     for cell in {repr(replace(cell.config, seed=0)): cell for cell in cells}.values():
         try:
             check(cell.config)

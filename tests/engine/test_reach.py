@@ -127,10 +127,3 @@ def test_the_recipe_learns_from_them_at_once_and_goes_on_as_it_began(make_config
     Trainer(config, tmp_path / "cut", CPU, resume=True).run()
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     assert (whole / "metrics.json").read_bytes() == (cut / "metrics.json").read_bytes()
-
-
-@pytest.mark.parametrize("radii", [[2.0, 0.0], [-1.0], []], ids=str)
-def test_spheres_without_a_size_are_refused_before_anything_is_written(make_config, tmp_path, radii):
-    with pytest.raises(ValueError, match=r"forest\.radii \[.*\]: grid sizes; need at least one, each above 0"):
-        Trainer(make_config(forest={"radii": radii}), tmp_path / "run", CPU)
-    assert not (tmp_path / "run").exists()

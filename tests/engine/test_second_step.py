@@ -159,25 +159,6 @@ def test_the_classes_of_the_step_are_weighted_by_its_own_rows(make_config, tmp_p
     assert plain.weight.unique().numel() == 1  # by the given labels, four of each class
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"ii": {"labels": "spread"}}, "ii.labels spread: the given labels do not; set labels.spread segments"),
-        (
-            {"ii": {"labels": "spread", "feature": "mifl"}, "labels": {"spread": "segments"}},
-            "ii.feature mifl: is of pseudo-labels",
-        ),
-    ],
-    ids=["nothing spreads", "loss of pseudo-labels"],
-)
-def test_a_step_on_labels_that_do_not_spread_is_refused_before_anything_is_written(
-    make_config, tmp_path, settings, message
-):
-    with pytest.raises(ValueError, match=message):
-        Trainer(make_config(**settings), tmp_path / "run", CPU)
-    assert not (tmp_path / "run").exists()
-
-
 def objectives_of(config, output, monkeypatch):
     """The objective of each II-step of a run, and the trainer."""
     seen = []

@@ -27,6 +27,7 @@ WRONG = {
         r"ii\.feature mifl: is of pseudo-labels",
     ),
     "radii": ({"forest": {"radii": [2.0, 0.0]}}, r"forest\.radii \[2\.0, 0\.0\]: .* each above 0"),
+    "negative radius": ({"forest": {"radii": [-1.0]}}, r"forest\.radii \[-1\.0\]: .* each above 0"),
     "no radii": ({"forest": {"radii": []}}, r"forest\.radii \[\]: .* at least one"),
     "one edge": ({"view": {"voxel": [0.1]}}, r"view\.voxel \[0\.1\]: .* need three, each above 0"),
     "flat voxel": ({"view": {"voxel": [0.1, 0.1, 0.0]}}, r"view\.voxel \[0\.1, 0\.1, 0\.0\]: .* each above 0"),
