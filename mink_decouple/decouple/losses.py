@@ -56,54 +56,14 @@ def cross_entropy(
     return total, labelled.sum()
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with target probabilities (soft pseudo-labels).
+def adjust_logits(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+    """`z + tau * log(prior)` (Menon et al.): their cross-entropy aims at the balanced error; not of the paper.
 
     Args:
         logits: (n, C) floating point.
-        target: (n, C) probabilities; a row of zeros is unlabelled. No gradient flows into it.
-        weight: (C,) class weights, or None.
-
-    Returns:
-        `(sum, count)`, count being the number of labelled rows.
-    """
-    logits = _full_precision(logits)
-    target = target.detach().to(logits)
-    labelled = target.sum(1) > 0
-    if weight is not None:
-        target = target * weight.to(logits)
-    return -(target * F.log_softmax(logits, 1)).sum(), labelled.sum().to(logits.dtype)
-
-
-def logit_adjusted_cross_entropy(
-    logits: Tensor, target: Tensor, prior: Tensor, tau: float = 1.0, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on `z + tau * log(prior)` (Menon et al.): aims at the balanced error; not part of the paper.
-
-    Args:
-        logits: (n, C) floating point.
-        target: (n,) int64, -1 unlabelled.
         prior: (C,) class frequencies or counts. An absent class takes the frequency of the rarest present one, so that
             it is not left unsuppressed at inference.
-        tau: strength, 0 gives the plain cross-entropy.
-        weight: (C,) class weights, or None.
-
-    Returns:
-        `(sum, count)`.
-
-    Raises:
-        ValueError: no class has a positive prior.
-    """
-    return cross_entropy(adjust_logits(logits, prior, tau), target, weight)
-
-
-def adjust_logits(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
-    """`z + tau * log(prior)` (Menon et al.), the logits that a cross-entropy is taken of; see above.
-
-    Args:
-        logits: (n, C) floating point.
-        prior: (C,) class frequencies or counts.
-        tau: strength; a negative one asks for more of the frequent classes, not less.
+        tau: strength, 0 changes nothing; a negative one asks for more of the frequent classes, not less.
 
     Returns:
         (n, C).

@@ -27,10 +27,7 @@ def logits_of(*rows):
 EVERY_LOSS = {
     "cross_entropy": lambda z, y: cross_entropy(z, y),
     "cross_entropy_weighted": lambda z, y: cross_entropy(z, y, torch.arange(1.0, 6.0), "weights"),
-    "soft": lambda z, y: losses.soft_cross_entropy(
-        z, F.one_hot(y.clamp_min(0), z.shape[1]).float() * (y >= 0)[:, None]
-    ),
-    "logit_adjusted": lambda z, y: losses.logit_adjusted_cross_entropy(z, y, torch.arange(5.0)),
+    "logit_adjusted": lambda z, y: cross_entropy(losses.adjust_logits(z, torch.arange(5.0)), y),
     "focal": lambda z, y: focal(z, y, 2.0),
     "imbalanced_focal": lambda z, y: imbalanced_focal(z, y, torch.arange(5.0) * 2.5),
     "imbalanced_focal_ovr": lambda z, y: imbalanced_focal(z, y, torch.arange(5.0) * 2.5, form="ovr"),
@@ -93,21 +90,6 @@ def test_class_weights_divide_by_rows_or_by_their_sum():
     assert by_rows[0].item() == by_weights[0].item() == pytest.approx(3.4657, abs=1e-4)
     assert (by_rows[1].item(), by_weights[1].item()) == (2.0, 4.0)
     torch.testing.assert_close(by_weights[0] / by_weights[1], F.cross_entropy(logits, target, weight))
-
-
-def test_soft_targets_of_one_class_equal_hard_targets():
-    logits, target = draw(unlabelled=False)
-    weight = torch.arange(1.0, 6.0)
-    soft = losses.soft_cross_entropy(logits, F.one_hot(target, 5).float(), weight)
-    hard = cross_entropy(logits, target, weight)
-    torch.testing.assert_close(soft[0], hard[0])
-    assert soft[1] == hard[1]
-
-
-def test_soft_cross_entropy_of_a_hand_worked_row():
-    # -(0.75 log 0.5 + 0.25 log 0.25) = 0.5199 + 0.3466
-    total, _ = losses.soft_cross_entropy(logits_of([0.5, 0.25, 0.25]), torch.tensor([[0.75, 0.25, 0.0]]))
-    assert total.item() == pytest.approx(0.8664, abs=1e-4)
 
 
 def test_focal_loss_of_a_hand_worked_row():
@@ -241,15 +223,15 @@ def test_joint_and_split_segmentation_loss_of_a_hand_worked_batch():
 def test_logit_adjustment_of_a_hand_worked_row():
     # prior (.8, .2), z = 0: softmax(log prior) = prior, so -log .2 = 1.6094; tau 0: log 2 = 0.6931
     logits, target, prior = torch.zeros(1, 2), torch.tensor([1]), torch.tensor([8.0, 2.0])
-    assert losses.logit_adjusted_cross_entropy(logits, target, prior)[0].item() == pytest.approx(1.6094, abs=1e-4)
-    assert losses.logit_adjusted_cross_entropy(logits, target, prior, tau=0.0)[0].item() == pytest.approx(LOG(2))
+    assert cross_entropy(losses.adjust_logits(logits, prior), target)[0].item() == pytest.approx(1.6094, abs=1e-4)
+    assert cross_entropy(losses.adjust_logits(logits, prior, tau=0.0), target)[0].item() == pytest.approx(LOG(2))
 
 
 def test_an_absent_class_is_adjusted_like_the_rarest_present_one():
     logits, target = draw(classes=3)
-    absent = losses.logit_adjusted_cross_entropy(logits, target, torch.tensor([6.0, 2.0, 0.0]))
+    absent = cross_entropy(losses.adjust_logits(logits, torch.tensor([6.0, 2.0, 0.0])), target)
     # a constant added to every log prior changes nothing, so (6, 2, 2) is the same adjustment
-    filled = losses.logit_adjusted_cross_entropy(logits, target, torch.tensor([6.0, 2.0, 2.0]))
+    filled = cross_entropy(losses.adjust_logits(logits, torch.tensor([6.0, 2.0, 2.0])), target)
     torch.testing.assert_close(absent[0], filled[0])
 
 
@@ -319,6 +301,6 @@ def test_wrong_choices_are_named_with_the_choices():
     with pytest.raises(ValueError, match="class_weight: no labelled point"):
         losses.class_weights(torch.zeros(3))
     with pytest.raises(ValueError, match="prior: every class has frequency 0"):
-        losses.logit_adjusted_cross_entropy(logits, target, torch.zeros(5))
+        losses.adjust_logits(logits, torch.zeros(5))
     with pytest.raises(ValueError, match="terms: empty"):
         feature_loss([])
