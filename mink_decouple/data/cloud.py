@@ -141,16 +141,22 @@ def choose_offset(name: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def check_finite(name: str, xyz: np.ndarray) -> None:
     """Raise ValueError with the count and the first row where `xyz` (N, 3) has NaN or infinite entries."""
-    # The sum of finite float64 values is finite, so the common case needs no boolean array per point.
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(xyz.sum(dtype=np.float64)):
-            return
+    if all_finite(xyz):
+        return
     bad = np.flatnonzero(~np.isfinite(xyz).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{name}: {len(bad)} of {len(xyz)} points have NaN or infinite coordinates, first at index {bad[0]}: "
-            f"{xyz[bad[0]].tolist()}"
-        )
+    raise ValueError(
+        f"{name}: {len(bad)} of {len(xyz)} points have NaN or infinite coordinates, first at index {bad[0]}: "
+        f"{xyz[bad[0]].tolist()}"
+    )
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite."""
+    if values.dtype.kind != "f":
+        return True
+    # a finite sum has finite terms: the common case needs no boolean array per point
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.isfinite(values.sum(dtype=np.float64)) or np.isfinite(values).all())
 
 
 def _describe(value: object) -> str:

@@ -85,9 +85,10 @@ def unit_rgb(path: Path, color: np.ndarray) -> np.ndarray:
     """Bring colours (N, 3) to float32 in 0..1.
 
     uint8 is divided by 255. Other integers, and floats above 1, hold 8 bits where no value passes 255, else 16 bits.
+    NaN stays NaN, for those who ask for colours to refuse.
     """
-    highest = float(color.max(initial=0))
-    if color.min(initial=0) < 0 or highest > 65535:
+    highest = float(np.fmax.reduce(color, axis=None, initial=0))
+    if np.fmin.reduce(color, axis=None, initial=0) < 0 or highest > 65535:
         raise ValueError(f"{path}: colours must be 0..1, 0..255 or 0..65535, found up to {highest:g}")
     if color.dtype.kind == "f" and highest <= 1:
         return color.astype(np.float32)

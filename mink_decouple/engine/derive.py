@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mink_decouple.config import Config
-from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.cloud import PointCloud, all_finite
 from mink_decouple.data.ground import fit_ground, planar_spacing
 
 Column = Callable[[slice], np.ndarray]
@@ -38,7 +38,8 @@ def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column]
         config: of the run.
 
     Raises:
-        ValueError: `log_intensity` is asked for and the scene has no intensity.
+        ValueError: `log_intensity` is asked for and the scene has no intensity. Of a column, when rows are asked of it:
+            a value is NaN or infinite; the caller adds the scene's name.
     """
     found, wanted = dict(columns), config.data.features
     if "height" in wanted and "height" not in found:
@@ -55,14 +56,34 @@ def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column]
             raise ValueError(f"data.features: log_intensity needs the column intensity; {name} has {have}")
         intensity = found["intensity"]
         found["log_intensity"] = lambda rows: _log_intensity(intensity(rows))
-    return {key: column for key, column in found.items() if key in wanted}
+    return {key: _checked(key, column) for key, column in found.items() if key in wanted}
 
 
 def derive_features(cloud: PointCloud, config: Config) -> PointCloud:
     """`cloud` with the features the configuration asks for; see `feature_columns`."""
     columns = {key: _whole(column) for key, column in cloud.features.items()}
     asked = feature_columns(cloud.name, cloud.coords, columns, config)
-    return replace(cloud, features={key: column(slice(None)) for key, column in asked.items()})
+    try:
+        features = {key: column(slice(None)) for key, column in asked.items()}
+    except ValueError as error:
+        raise ValueError(f"{cloud.name}: {error}") from None
+    return replace(cloud, features=features)
+
+
+def _checked(key: str, column: Column) -> Column:
+    """`column`, which refuses what is not finite: one such value makes a network's whole output NaN."""
+
+    def values(rows: slice) -> np.ndarray:
+        found = column(rows)
+        if not all_finite(found):
+            at = int(np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(axis=1))[0])
+            raise ValueError(
+                f"feature {key!r} is {found[at].tolist()} at point {(rows.start or 0) + at}; replace such values in "
+                "the file, or leave the feature out of data.features"
+            )
+        return found
+
+    return values
 
 
 def _above(coords: np.ndarray, cell: float | None) -> Column:

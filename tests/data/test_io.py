@@ -192,6 +192,12 @@ def test_text_tables_of_many_looks_give_one_cloud(text: str, tmp_path: Path) -> 
     np.testing.assert_allclose(cloud.features["rgb"] * 255, [[10, 20, 255], [40, 50, 60]], atol=1e-4)
 
 
+def test_a_colour_that_is_missing_leaves_the_scale_of_the_others(tmp_path: Path) -> None:
+    color = np.array([[10, 20, 255], [np.nan, 50, 60]], np.float32)
+    np.savez(tmp_path / "a.npz", coords=np.zeros((2, 3)), rgb=color)
+    np.testing.assert_allclose(read_cloud(tmp_path / "a.npz").features["rgb"] * 255, color, rtol=1e-6)
+
+
 def test_columns_without_names_can_be_named_by_the_caller(tmp_path: Path) -> None:
     names = ["x", "y", "z", "red", "green", "blue", "label"]
     table = np.array([[1, 2, 3, 0, 255, 0, 9]], dtype=np.float32)

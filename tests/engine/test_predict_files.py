@@ -168,6 +168,10 @@ def test_mistakes_are_one_line_and_nothing_is_computed(make_config, folder, tmp_
     twin.mkdir()
     (twin / "there.npz").write_bytes((folder / "c.npz").read_bytes())
     np.savez(tmp_path / "grey.npz", coords=np.random.default_rng(0).random((50, 3)))
+    with np.load(folder / "c.npz") as source:
+        holes = {**source, "rgb": source["rgb"].copy()}
+    holes["rgb"][7, 1] = np.nan
+    np.savez(tmp_path / "holes.npz", **holes)
     capsys.readouterr()
     cases = [
         (("there.npz", "--checkpoint", "none.pt", "--output", "o.npz"), "none.pt: no such checkpoint"),
@@ -182,6 +186,7 @@ def test_mistakes_are_one_line_and_nothing_is_computed(make_config, folder, tmp_
         (("there.npz", "twin/there.npz", *good, "--output", "o"), "inputs of the same name, 'there.npz'"),
         (("there.npz", "grey.npz", *good, "--output", "there.npz"), "there.npz: is a file; the predictions of 2"),
         (("grey.npz", *good, "--output", "o.npz"), "grey.npz: has no column rgb, which the network was trained on"),
+        (("holes.npz", *good, "--output", "o.npz"), "holes: feature 'rgb' is ["),
         (("there.npz", *good, "--output", "o.npz", "--votes", "0"), "--votes 0: must be at least 1"),
     ]
     for arguments, expected in cases:

@@ -85,6 +85,27 @@ def test_grid_clouds_on_disk_equal_those_in_memory(make_config, rooms, prepared,
         assert scene.labelled and scene.bare.features == {}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kept", ["clouds", "prepared"])
+def test_a_feature_that_is_not_finite_is_named_where_it_is_asked_for(
+    make_config, rooms, tmp_path, monkeypatch, kept, value
+):
+    monkeypatch.setattr("mink_decouple.engine.grids.CHUNK_POINTS", 37)
+    root = shutil.copytree(rooms[0], tmp_path / "clouds")
+    with np.load(root / "a.npz") as stored:
+        arrays = dict(stored)
+    arrays["intensity"][90] = value
+    np.savez(root / "a.npz", **arrays)
+    if kept == "prepared":
+        prepare(ADAPTERS["folder"], root, tmp_path / "prepared", workers=1)
+        root = tmp_path / "prepared"
+    config = at(make_config, root, data={"features": ["rgb", "intensity"]})
+    with pytest.raises(ValueError, match=f"^a: feature 'intensity' is {value} at point 90; replace such values"):
+        load_split(config, open_dataset(config), "train")
+    config = at(make_config, root)
+    assert len(load_split(config, open_dataset(config), "train")) == 2
+
+
 def test_scoring_in_blocks_counts_every_raw_point_once(make_config, prepared, monkeypatch):
     monkeypatch.setattr("mink_decouple.engine.scenes.BLOCK_POINTS", 17)
     config = at(make_config, prepared)
