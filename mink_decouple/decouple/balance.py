@@ -126,12 +126,19 @@ class GradientRatio:
         classes: C.
         act: "softmax" or "sigmoid".
         ema: None sums from the last reset; a decay in (0, 1) forgets older batches instead.
+        device: where the sums are kept, from the beginning: that of the logits, or each batch waits for its copy.
 
     Raises:
         ValueError: unknown act, classes < 1 or ema outside (0, 1).
     """
 
-    def __init__(self, classes: int, act: str = "softmax", ema: float | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        act: str = "softmax",
+        ema: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         _check("g.act", act, _ACTIVATIONS)
         if classes < 1:
             raise ValueError(f"classes: {classes}, expected at least 1")
@@ -141,7 +148,7 @@ class GradientRatio:
         self.act = act
         self.ema = ema
         # float64: a float32 sum stops growing after some 10^7 rows
-        self._sums = torch.zeros(2, classes, dtype=torch.float64)
+        self._sums = torch.zeros(2, classes, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
@@ -161,10 +168,9 @@ class GradientRatio:
         p_own = p.gather(1, own).squeeze(1)
         positive = p.new_zeros(self.classes).index_add_(0, own.squeeze(1), (1.0 - p_own) * labelled)
         negative = (p.scatter(1, own, 0.0) * labelled.unsqueeze(1)).sum(0)
-        batch = torch.stack([positive, negative])
-        sums = self._sums.to(batch.device)
+        batch = torch.stack([positive, negative]).to(self._sums.device)
         # the missing (1 - ema) of the batch cancels in the ratio
-        self._sums = sums + batch if self.ema is None else self.ema * sums + batch
+        self._sums = self._sums + batch if self.ema is None else self.ema * self._sums + batch
 
     def accumulators(self) -> Tensor:
         """(2, C) float64 copy of the positive and negative sums of this process, for a trainer to add over ranks."""

@@ -144,7 +144,7 @@ class Run:
         if config.loss.class_weight == "inv":
             weight = class_weights(labelled_counts(self.scenes, self.count).sum(0)).to(device)
         self.weight = weight
-        self.ratio = GradientRatio(self.count, config.loss.g_act)
+        self.ratio = GradientRatio(self.count, config.loss.g_act, device=device)
         try_scenes(config, self.model, self.scenes, self.eval_scenes, self.count)
         self.events: Events | Silent
 

@@ -163,7 +163,7 @@ class Trainer(Run):
                 started = self._add_seconds(stage.name, started)
                 self.save()
                 self.interrupt.stop_if_asked(f"at {stage.name}, epoch {epoch}, step {step + 1} of {steps}, saved")
-        batches.close()
+        next(batches, None)  # to its end: draws for other processes may be left, and they move the sampler
         self._add_seconds(stage.name, started)
         return sums
 

@@ -161,6 +161,16 @@ def test_sums_of_two_processes_give_the_ratio_of_one():
     torch.testing.assert_close(first.ratio(reduced), both.ratio())
 
 
+def test_the_sums_stay_on_the_device_that_they_began_on():
+    """What a step adds is a difference of two of them, taken on the way and after."""
+    ratio = GradientRatio(4, device="meta")
+    for change in (lambda: None, ratio.reset, lambda: ratio.load_state_dict({"sums": torch.ones(2, 4)})):
+        change()
+        before = ratio.accumulators()
+        ratio.update(*(rows.to("meta") for rows in batch(0)))
+        assert (ratio.accumulators() - before).device.type == ratio.ratio().device.type == "meta"
+
+
 def test_state_restores_the_ratio_and_is_a_copy():
     ratio = GradientRatio(4)
     ratio.update(*batch(0))

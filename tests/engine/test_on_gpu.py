@@ -53,3 +53,9 @@ def test_a_run_is_resumed_scored_and_predicts(make_config, tmp_path, folder, bac
     assert main(["predict", *checkpoint, str(folder / "c.npz"), "--output", str(tmp_path / "c.npz")]) == 0
     with np.load(tmp_path / "c.npz") as out, np.load(folder / "c.npz") as source:
         assert len(out["confidence"]) == len(source["coords"]) and np.isfinite(out["confidence"]).all()
+
+
+def test_the_sums_that_processes_add_up_are_on_the_gpu(make_config, tmp_path):
+    trainer = Trainer(make_config(), tmp_path / "run", GPU)
+    trainer.release()
+    assert trainer.ratio.accumulators().device.type == "cuda"

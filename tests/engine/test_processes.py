@@ -86,7 +86,8 @@ FOREST = {
 
 
 @pytest.mark.parametrize(
-    ("backbone", "count", "more"), [("minkunet", 4, {}), ("randla", 3, SEGMENTS), ("minkunet", 3, FOREST)]
+    ("backbone", "count", "more"),
+    [("minkunet", 4, {}), ("randla", 3, {**SEGMENTS, "view": {"workers": 0}}), ("minkunet", 3, FOREST)],
 )
 def test_several_processes_give_the_losses_and_scores_of_one(make_config, tmp_path, monkeypatch, backbone, count, more):
     """Of three, one has two of the four micro-batches."""
