@@ -42,7 +42,7 @@ def take_step(config: OptimConfig, optimizer: torch.optim.Optimizer, loss: Tenso
 def backward(loss: Tensor, where: str) -> None:
     """Accumulate the gradients of a finite loss."""
     if not bool(torch.isfinite(loss)):
-        raise Diverged(f"loss is {float(loss)} on {where}; lower the learning rate or look at these files")
+        raise Diverged(f"loss is {loss.item()} on {where}; lower the learning rate or look at these files")
     loss.backward()
 
 

@@ -138,6 +138,7 @@ class Run:
         self.networks = Networks(self.model, config.ema, lambda: make_model(config, self.classes, device))
         self.alignment = self._alignment()
         self.sampler = make_sampler(config, self.scenes)
+        self.epoch_began: dict[str, Any]  # the sampler's state then
         self.optimizer: torch.optim.Optimizer | None = None
         self.state = State()
         weight = None
@@ -201,14 +202,12 @@ class Run:
             "after": stage,
         }
         if stage is None:
-            if self.state.within is None:
-                sampler = checkpoint.tensors(self.sampler.state_dict())
-            else:  # loader threads have drawn ahead; a resumed epoch draws anew from where it began
-                sampler = checkpoint.load(self.last)["sampler"]
+            if self.state.within is None:  # within an epoch loader threads have drawn ahead: it is drawn anew
+                self.epoch_began = checkpoint.tensors(self.sampler.state_dict())
             content |= {
                 "state": self.state.pack(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
-                "sampler": sampler,
+                "sampler": self.epoch_began,
                 "ratio": self.ratio.state_dict(),
                 "events_bytes": self.events.bytes,
             }
@@ -254,6 +253,7 @@ class Run:
     def _restore(self, saved: dict[str, Any]) -> None:
         require_same_run(self.last, saved, self.config, self.classes.names, self.labels)
         self._load(saved)
+        self.epoch_began = saved["sampler"]
         self.state = State.unpack(saved["state"])
         if saved["optimizer"] is not None:
             self.optimizer = self._optimizer(self.stages[self.state.stage])

@@ -61,7 +61,7 @@ def state(folder: Path, recorded: bool) -> str:
         return "done"
     if recorded:
         return "recorded"
-    if (folder / "checkpoints" / "last.pt").is_file():
+    if any((folder / "checkpoints").glob("last*.pt")):  # earlier ones serve where the newest cannot be read
         return "begun"
     return "cut off" if folder.exists() and any(folder.iterdir()) else "to do"
 

@@ -74,6 +74,24 @@ def test_a_signal_within_an_epoch_saves_the_step_and_the_run_goes_on_from_it(
     same_files(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("backbone", ["minkunet", "randla"])
+def test_a_run_that_went_on_from_an_earlier_checkpoint_saves_within_its_epoch(
+    make_config, tmp_path, monkeypatch, backbone
+):
+    config, cut = make_config(backbone, **LONG), tmp_path / "cut"
+    run(config, tmp_path / "whole")
+    for step, resume in ((6, False), (2, True)):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(Stopped, match="saved"):
+                run(config, cut, resume)
+        if not resume:
+            (cut / "checkpoints" / "last.pt").write_bytes(b"damaged")
+    assert checkpoint.load(cut / "checkpoints" / "last.pt")["state"]["within"]["step"] == 2
+    run(config, cut, resume=True)
+    same_files(tmp_path / "whole", cut)
+
+
 def test_a_run_killed_after_it_renewed_its_pseudo_labels_renews_them_again(make_config, tmp_path, monkeypatch):
     """Those on disk are then later than the checkpoint."""
     config = make_config(pseudo={"refresh": "epoch"})

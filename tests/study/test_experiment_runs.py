@@ -104,6 +104,9 @@ def test_the_state_of_a_run_is_read_from_its_folder(tmp_path):
     (folder / "config.yaml").write_text("x", encoding="utf-8")
     assert state(folder, False) == "cut off"
     (folder / "checkpoints").mkdir()
+    assert state(folder, False) == "cut off"
+    (folder / "checkpoints" / "last-1.pt").write_bytes(b"x")  # the newest was damaged
+    assert state(folder, False) == "begun"
     (folder / "checkpoints" / "last.pt").write_bytes(b"x")
     assert state(folder, False) == "begun"
     (folder / "metrics.json").write_text("{}", encoding="utf-8")
