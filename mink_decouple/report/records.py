@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 FORMAT = 1
 DIGITS = 5
@@ -165,6 +166,22 @@ def run_folders(path: Path) -> list[Path]:
     if not inner:
         raise FileNotFoundError(f"{path}: holds no finished run (a folder with metrics.json)")
     return inner
+
+
+def add(path: Path, record: Record) -> None:
+    """Add a run to a file of records, made where there is none; not where a run of its settings and seed is there.
+
+    Several programs may add to one file: each keeps what the others have added since it began.
+
+    Raises:
+        ValueError: the file holds no records.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        found = load([path]) if path.exists() else []
+        if all((other.digest, other.seed) != (record.digest, record.seed) for other in found):
+            save(path, [*found, record])
 
 
 def save(path: Path, records: Sequence[Record]) -> None:

@@ -83,9 +83,7 @@ def simultaneous(device: str, asked: int | None) -> int:
     if asked is not None:
         return asked
     if device == "cuda":
-        import torch
-
-        return max(1, torch.cuda.device_count())
+        return _gpus()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MEMORY_OF_A_RUN
     return max(1, min(os.cpu_count() or 1, memory // MEMORY_OF_A_RUN))
 
@@ -96,7 +94,7 @@ class Launcher:
     Args:
         output: folder of the run folders and their logs.
         jobs: trainings at once.
-        device: "cpu" or "cuda"; each GPU then holds one training in turn.
+        device: "cpu" or "cuda"; the GPUs are taken in turn, several trainings to one where there are more.
         leaders: by the name of a cell, that of the run whose pre-training it takes over, which comes earlier or is
             there already. It waits until the pre-training is over, and where it fails trains its own.
 
@@ -132,12 +130,12 @@ class Launcher:
             try:
                 for future in as_completed(waiting):
                     cell = waiting[future]
-                    code, seconds = future.result()
+                    code, seconds, before_it = future.result()
                     folder = self.output / cell.name
                     if code == 0 and (folder / "metrics.json").is_file():
                         finished(cell, folder, seconds)
                     else:
-                        failed(Failure(cell, self._log(cell), _last_line(self._log(cell), code)))
+                        failed(Failure(cell, self._log(cell), _reason(code, self._log(cell), before_it)))
             except BaseException as error:
                 by_key = isinstance(error, KeyboardInterrupt) and not isinstance(error, _Terminated)
                 self._stop(GRACE_SECONDS if by_key else 0.0)
@@ -147,7 +145,8 @@ class Launcher:
             finally:
                 _on_termination(before)
 
-    def _train(self, cell: Cell) -> tuple[int, float]:
+    def _train(self, cell: Cell) -> tuple[int, float, int]:
+        """Exit code and seconds of a training, and the bytes that its log had before."""
         place, began = self._places.get(), time.perf_counter()
         try:
             folder, config = self.output / cell.name, cell.config
@@ -161,9 +160,10 @@ class Launcher:
             began = time.perf_counter()
             command = [*TRAIN, "--config", str(settings), "--output", str(folder), "--device", self.device, *how]
             with self._log(cell).open("ab") as log:
+                before_it = log.tell()
                 with self._lock:
                     if self._stopped:
-                        return 130, 0.0
+                        return 130, 0.0, before_it
                     process = subprocess.Popen(
                         command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(place)
                     )
@@ -171,7 +171,7 @@ class Launcher:
                 code = process.wait()
             with self._lock:
                 self._running.discard(process)
-            return code, time.perf_counter() - began
+            return code, time.perf_counter() - began, before_it
         finally:
             self._training.discard(cell.name)
             self._places.put(place)
@@ -191,7 +191,7 @@ class Launcher:
         env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.device == "cuda":
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            names = [name for name in visible.split(",") if name] or [str(i) for i in range(self.jobs)]
+            names = [name for name in visible.split(",") if name] or [str(i) for i in range(_gpus())]
             env["CUDA_VISIBLE_DEVICES"] = names[place % len(names)]
         return env
 
@@ -242,9 +242,21 @@ def expected(cell: Cell, known: Sequence[tuple[Cell, float]]) -> float | None:
     return None
 
 
-def _last_line(log: Path, code: int) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _reason(code: int, log: Path, begin: int) -> str:
+    """Why a training ended: the signal that killed it, or the last line of its log behind the first `begin` bytes."""
+    if code < 0:
+        name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+        return f"ended by {name}" + ("; the system does that where memory runs out" if name == "SIGKILL" else "")
+    text = log.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {code}, nothing said"
+
+
+def _gpus() -> int:
+    """GPUs of this machine, at least one: the training says so where there is none."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 class _Terminated(KeyboardInterrupt):

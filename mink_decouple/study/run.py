@@ -203,8 +203,7 @@ class Study:
         record = kept.read_run(folder)
         if (record.digest, record.seed) not in self.recorded:
             self.recorded[record.digest, record.seed] = record
-            self.records.parent.mkdir(parents=True, exist_ok=True)
-            kept.save(self.records, list(self.recorded.values()))
+            kept.add(self.records, record)
 
 
 def _check_all(cells: Sequence[Cell], check: Callable[[Config], None]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mink_decouple.config import digest, dump, load_config
-from mink_decouple.report.records import Record, load, read_run, run_folders, save
+from mink_decouple.report.records import Record, add, load, read_run, run_folders, save
 
 SCORES = {
     "miou": 0.123456789,
@@ -56,6 +57,17 @@ def test_a_record_holds_what_the_folder_says(tmp_path):
     assert record.metrics["confusion"] == [[3, 1], [0, 2]] and "classes" not in record.metrics
     assert record.cost["seconds"] == {"pretrain": 1.5} and record.cost["peak_memory_mib"] == 100.0
     assert [line["event"] for line in record.history] == ["evaluation", "pseudo_labels"]
+
+
+def test_programs_that_add_to_one_file_keep_each_other_s_runs(tmp_path):
+    one = read_run(run_folder(tmp_path / "run"))
+    file, runs = tmp_path / "shared" / "records.json", [replace(one, seed=seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda record: add(file, record), runs))
+    assert [record.seed for record in load([file])] == list(range(24))
+    before = file.read_bytes()
+    add(file, replace(runs[3], title="under another title"))
+    assert file.read_bytes() == before
 
 
 def test_records_come_back_from_a_file_with_numbers_of_five_digits(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from mink_decouple.cli import main
 from mink_decouple.config import Config, dump
 from mink_decouple.study.grid import Cell, expand, read_experiment
-from mink_decouple.study.launch import TRAIN, Outcome, expected, outcome, set_aside, simultaneous, state
+from mink_decouple.study.launch import TRAIN, Launcher, Outcome, expected, outcome, set_aside, simultaneous, state
 from mink_decouple.study.run import Study
 from mink_decouple.study.summary import difference, duration, spread, table
 
@@ -186,6 +186,36 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, fake_training)
     assert code == 1
     assert "| minkunet | 1pt | supervised | 50.0 |" in said.out
     assert "failed: minkunet-1pt-decoupled-seed0: error: no luck (see " in said.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("import os; print('mIoU 40', flush=True); os.kill(os.getpid(), 9)", "ended by SIGKILL; the system does that"),
+        ("sys.exit(3)", "exit code 3, nothing said"),
+        ("print('bad luck', flush=True); sys.exit(3)", "bad luck"),
+    ],
+)
+def test_a_failure_has_the_reason_of_this_start(tmp_path, capsys, fake_training, ending, reason):
+    """The log goes on over all starts."""
+    fake_training(ending)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "minkunet-1pt-supervised-seed0.log").write_text("an earlier start\n")
+    only = ["--only", "supervised", "--jobs", "1"]
+    assert main(["experiment", str(grid(tmp_path)), "--output", str(tmp_path / "out"), *only]) == 1
+    assert f"failed: minkunet-1pt-supervised-seed0: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "expected"),
+    [("", 1, ["0", "0", "0"]), ("", 2, ["0", "1", "0"]), ("4,6", 8, ["4", "6", "4"]), ("", 0, ["0", "0", "0"])],
+)
+def test_more_trainings_than_gpus_share_them(tmp_path, monkeypatch, visible, gpus, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    launcher = Launcher(tmp_path, 3, "cuda")
+    assert [launcher._environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == expected
 
 
 def test_settings_that_cannot_be_trained_are_named_before_the_first_run(tmp_path, capsys, fake_training):
