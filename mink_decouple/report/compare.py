@@ -47,7 +47,7 @@ def compare(
         projection: "tsne" or "pca".
 
     Returns:
-        What a user should know: runs that stood there twice.
+        What a user should know: runs that stood there twice, settings that differ between the seeds of a row.
 
     Raises:
         FileNotFoundError, ValueError: nothing to compare, runs over different classes or data, an unknown reference, or
@@ -90,7 +90,7 @@ def compare(
         save(records, found)
     _write(output.with_suffix(".json"), json.dumps(figures(groups, chosen), indent=1, allow_nan=False) + "\n")
     _write(output, page.html())
-    return notes
+    return [*notes, *words.mixed(groups)]
 
 
 def figures(groups: Mapping[Setting, Sequence[Record]], reference: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
     if counted:
         first += f" mIoU is the mean over {' to '.join(map(str, dict.fromkeys((counted[0], counted[-1]))))} classes."
     first += " Scores are percent on every raw point of scenes that training never saw, by the last network of a run."
-    lines = [paragraph(first), *(paragraph(text) for text in budgets(runs))]
+    lines = [paragraph(text) for text in (first, *budgets(runs), *mixed(groups))]
     for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
         lines.append(paragraph(_verdict(groups, labels, backbone, reference)))
     return "".join(lines)
@@ -43,6 +43,22 @@ def budgets(runs: Sequence[Record]) -> list[str]:
             span = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
             lines.append(
                 f"Budget {labels}: {span} labelled points, {100 * max(shares):.3g} % of the raw points or less."
+            )
+    return lines
+
+
+def mixed(groups: Mapping[Setting, Sequence[Record]]) -> list[str]:
+    """A sentence for each setting whose runs have different digests: a mean over them may be of no one experiment."""
+    lines = []
+    for (labels, backbone, title), runs in groups.items():
+        seeds: dict[str, list[str]] = {}
+        for record in runs:
+            seeds.setdefault(record.digest, []).append(str(record.seed))
+        if len(seeds) > 1:
+            told = "; ".join(f"{', '.join(found)}: {digest}" for digest, found in seeds.items())
+            lines.append(
+                f"{BACKBONES.get(backbone, backbone)} at {labels}, {title}: the settings of its seeds differ "
+                f"({told}), perhaps in paths alone; their config.yaml tells."
             )
     return lines
 

@@ -209,6 +209,14 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path):
     assert notes == ["1 runs stand there twice; each counts once"]
 
 
+def test_a_row_of_different_settings_is_named(tmp_path, capsys):
+    """Seeds of one recipe that were trained with another --set."""
+    save(tmp_path / "a.json", [made(), *(replace(made(seed=seed), digest="other") for seed in (1, 2))])
+    told = "MinkUNet at 1pt, decoupled: the settings of its seeds differ (0: decoupledminkunet; 1, 2: other)"
+    assert main(["compare", str(tmp_path / "a.json"), "--output", str(tmp_path / "report.html")]) == 0
+    assert told in capsys.readouterr().out and told in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_principal_components_are_those_of_the_covariance():
     rows = np.random.default_rng(0).normal(size=(40, 5)) * [5, 3, 1, 1, 0.5]
     flat = flatten(rows, "pca")
