@@ -37,6 +37,9 @@ def place(tmp_path_factory):
     tile = (root / "one_tile" / "tile.laz").read_bytes()
     (root / "cut.laz").write_bytes(tile[: len(tile) // 2])
     write_cloud(root / "grey.ply", PointCloud("grey", rng.random((50, 3), dtype=np.float32)))
+    rgb = np.full((50, 3), 0.5, np.float32)
+    rgb[7, 0] = np.nan
+    np.savez(root / "holes.npz", coords=rng.random((50, 3)), rgb=rgb)
     np.savetxt(root / "bare.txt", rng.random((9, 5)))
     short = "schedule: {iterations: 0, steps: 1, pretrain: {epochs: 1}}\nmodel: {variant: tiny}\n"
     (root / "rooms.yaml").write_text(f"data: {{dataset: folder, root: rooms, grid: 0.2}}\n{short}")
