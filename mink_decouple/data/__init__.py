@@ -44,7 +44,10 @@ def load_dataset(config: DataConfig) -> Dataset:
     root = root_of(config)
     if config.dataset in PREPARED or is_prepared(root):
         if config.classes is not None:
-            raise ValueError(f"data.classes: {config.classes!r}, but a prepared dataset has its classes; leave it out")
+            raise ValueError(
+                f"data.classes: {config.classes!r}, but a prepared dataset has its classes; leave it out, "
+                "or --set data.classes=null"
+            )
         return PreparedDataset(root, config.dataset, config.splits)
     return FolderDataset(root, classes=config.classes, splits=config.splits)
 

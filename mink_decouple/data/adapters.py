@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     "s3dis": {"others": str},
     "scannet": {"axis_align": bool},
     "semantickitti": {"every": int},
+    "folder": {"classes": str},
 }
 """What may be asked of an adapter beside its root: name -> kind of value. Their docstrings say what they do."""
 
@@ -75,4 +76,4 @@ def adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter:
     return partial(ADAPTERS[name], **options) if options else ADAPTERS[name]
 
 
-_KINDS = {str: "a word", bool: "true or false", int: "a whole number"}
+_KINDS = {str: "text", bool: "true or false", int: "a whole number"}

@@ -2,7 +2,7 @@
 
 | suffix | the class | the confidence |
 |---|---|---|
-| `.las` `.laz` | `classification`; where ids do not fit, a dimension `prediction` | extra dimension `confidence` |
+| `.las` `.laz` | `classification`; `prediction` where ids do not fit or `label` is | extra dimension `confidence` |
 | `.ply` `.pcd` | column `prediction` | column `confidence` |
 | `.npy` | field `prediction`; of a plain array the last column but one | field `confidence`; the last column |
 | `.npz` | array `prediction` | array `confidence` |
@@ -81,6 +81,13 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
         temporary.unlink(missing_ok=True)
 
 
+def outputs(target: Path) -> tuple[Path, ...]:
+    """The files that `annotate` writes for a target."""
+    if target.suffix.lower() != ".bin":
+        return (target,)
+    return side_file(target, LABELS), side_file(target, CONFIDENCE), target  # the last: what has a scan has its labels
+
+
 def side_file(target: Path, ending: str) -> Path:
     """`NAME.label` or `NAME.confidence.npy` of a KITTI scan `NAME.bin`."""
     return target.with_name(target.stem + ending)
@@ -90,10 +97,7 @@ def _annotate_bin(source: Path, target: Path, supply: Supply) -> None:
     count = count_points(source)
     if not supply.within(0, 0xFFFF):
         raise ValueError(f"{target}: KITTI labels are 0..65535, the classes have other ids; write .npz instead")
-    made = {
-        place: place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        for place in (side_file(target, LABELS), side_file(target, CONFIDENCE), target)
-    }
+    made = {place: place.with_name(f".{place.name}.{os.getpid()}.tmp") for place in outputs(target)}
     try:
         labels, confidence, points = made.values()
         with labels.open("wb") as ids_file, confidence.open("wb") as sure_file:
@@ -103,7 +107,7 @@ def _annotate_bin(source: Path, target: Path, supply: Supply) -> None:
                 _put(sure_file, block.confidence.astype("<f4"))
         supply.finish()
         shutil.copyfile(source, points)
-        for place, temporary in made.items():  # the points last: what has a scan has its labels
+        for place, temporary in made.items():
             os.replace(temporary, place)
     finally:
         for temporary in made.values():

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mink_decouple.data.blocks import Supply
+from mink_decouple.data.io_pcd import loaded
 from mink_decouple.data.io_text import head
 
 CHUNK_ROWS = 1 << 18
@@ -31,7 +32,8 @@ def annotate_ply(source: Path, target: Path, supply: Supply) -> None:
         lines = _ply_header(source, old)
         order, count, last, fields = _ply_vertices(source, lines)
         kept = _without_ours(source, [name for name, _ in fields])
-        ours = [b"property int prediction\n", b"property float confidence\n"]
+        end = b"\r\n" if lines[last].endswith(b"\r\n") else b"\n"  # readers want one kind throughout
+        ours = [b"property int prediction" + end, b"property float confidence" + end]
         removed = len(fields) - len(kept)
         new.writelines([*lines[: last + 1 - removed], *ours, *lines[last + 1 :]])
         if order == "=":
@@ -243,10 +245,7 @@ def _pcd_header(source: Path, file: BinaryIO) -> tuple[list[bytes], dict[str, li
 
 
 def _decompressed(source: Path, dtype: np.dtype) -> np.ndarray:
-    from pypcd4 import PointCloud as Pcd
-
-    data = Pcd.from_path(source).pc_data
-    packed = np.ascontiguousarray(data)
+    packed = np.ascontiguousarray(loaded(source).pc_data)
     if packed.dtype.itemsize != dtype.itemsize:
         raise ValueError(f"{source}: fields of an unusual layout; save it as DATA binary")
     return packed.view(dtype).reshape(-1)

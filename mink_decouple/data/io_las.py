@@ -22,6 +22,8 @@ POINTS_PER_BYTE = 1000
 """No LAZ file packs more: ten million equal points take 100 kB."""
 CHUNK_POINTS = 10_000_000
 """Chunks may be so large in any file; writers take 50,000."""
+ENCODING_ERRORS = "surrogateescape"
+"""How laspy is to write texts of a header that it has read, which should be ASCII and are not always."""
 _RETURNS = ("return_number", "number_of_returns")
 
 
@@ -98,12 +100,13 @@ def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
         path: target file.
         cloud: the points.
         like: a LAS file with the same points; its header, coordinate system, coordinates and all dimensions are kept,
-            and only labels and features are written into them.
+            and only labels and features are written into them. The index of a COPC file is left out.
     """
     import laspy
 
     if like is not None:
         las = _read(like)
+        las.vlrs, las.evlrs = without_index(las.vlrs), without_index(las.evlrs or [])
         if len(las.points) != len(cloud):
             raise ValueError(f"{path}: {len(cloud)} points, but {like} has {len(las.points)}")
     else:
@@ -134,7 +137,18 @@ def write_las(path: Path, cloud: PointCloud, like: Path | None = None) -> None:
             las.classification = cloud.labels.astype(np.uint8)
         else:
             _write_extra(las, "label", cloud.labels)
-    las.write(str(path))
+    las.update_header()
+    with laspy.open(str(path), mode="w", header=las.header, encoding_errors=ENCODING_ERRORS) as writer:
+        writer.write_points(las.points)
+        if las.evlrs:
+            writer.write_evlrs(las.evlrs)
+
+
+def without_index(records: Any) -> Any:
+    """Records of a header without those of a COPC file's octree, which laspy reads and cannot write."""
+    from laspy.vlrs.vlrlist import VLRList
+
+    return VLRList([record for record in records if record.user_id != "copc"])
 
 
 def _read(path: Path) -> Any:

@@ -13,6 +13,8 @@ from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io_columns import cloud_from_columns, columns_from_cloud, unnamed_columns
 
 _COMMENT = re.compile(r"^\s*(#|//)+\s*")
+ENCODING = "utf-8-sig"
+"""With or without the mark that spreadsheets and Windows write in front."""
 
 
 def read_text(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
@@ -26,7 +28,7 @@ def read_text(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
     """
     names, delimiter, skip, _ = head(path)
     try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
+        with path.open(encoding=ENCODING, errors="replace") as stream:
             table = np.loadtxt(stream, dtype=np.float64, delimiter=delimiter, skiprows=skip, ndmin=2)
     except ValueError as error:
         raise ValueError(_first_bad_line(path, delimiter, skip) or f"{path}: {error}") from error
@@ -88,7 +90,7 @@ def head(path: Path) -> Head:
     """The head of a text table. Raises ValueError for one without numbers, or with a line of both names and numbers."""
     comment: tuple[str, ...] | None = None
     skip, at = 0, None
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open(encoding=ENCODING, errors="replace") as stream:
         for line in stream:
             text = _COMMENT.sub("", line).strip()
             if text:
@@ -109,7 +111,7 @@ def head(path: Path) -> Head:
 
 def _first_bad_line(path: Path, delimiter: str | None, skip: int) -> str | None:
     expected = None
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open(encoding=ENCODING, errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
             text = line.split("#", 1)[0].strip()
             if number <= skip or not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,13 @@ class RawFolder:
 
     A file is read whole: the readers of `data.io` do not stream. Colours are rounded to 8 bits.
 
+    Args:
+        root: the folder.
+        classes: the classes file; None for `classes.yaml` in the folder.
+
     Attributes:
         name: "folder".
-        version: of the adapter.
+        version: of the output; differs between names of the columns.
         root: the folder.
         classes: of its classes file.
 
@@ -29,10 +34,11 @@ class RawFolder:
     """
 
     name = "folder"
-    version = 1
 
-    def __init__(self, root: Path) -> None:
-        self._folder = FolderDataset(root)
+    def __init__(self, root: Path, classes: str | None = None) -> None:
+        self._folder = FolderDataset(root, classes)
+        columns = self._folder.columns  # prepared files of other columns are never to be mixed
+        self.version = 1 if columns is None else 2 + zlib.crc32(" ".join(columns).encode())
         self.root = self._folder.root
         self.classes = self._folder.classes
 
@@ -57,9 +63,7 @@ class RawFolder:
             FileNotFoundError, ValueError: as `FolderDataset.load`.
         """
         cloud = self._folder.load(scene.name)
-        rgb = _eight_bits(
-            cloud, lambda done: report(Repair(scene.files[0].name, None, "colours finer than 8 bits", done))
-        )
+        rgb = _eight_bits(cloud, lambda *told: report(Repair(scene.files[0].name, None, *told)))
         features = {**cloud.features, **({} if rgb is None else {"rgb": rgb})}
         for key in ("intensity", "remission"):
             if key in features:
@@ -73,12 +77,16 @@ class RawFolder:
             )
 
 
-def _eight_bits(cloud: PointCloud, report: Callable[[str], None]) -> np.ndarray | None:
-    """Colours as (N, 3) uint8; says so where that rounds them by more than float32 does."""
+def _eight_bits(cloud: PointCloud, report: Callable[[str, str], None]) -> np.ndarray | None:
+    """Colours as (N, 3) uint8; reports what was found and done where that changes them by more than float32 does."""
     if "rgb" not in cloud.features:
         return None
     scaled = np.clip(cloud.features["rgb"], 0, 1) * np.float32(255)
+    holes = np.isnan(scaled)
+    if holes.any():
+        report(f"{np.count_nonzero(holes.any(axis=1))} points with NaN for a colour", "0 in its place")
+        scaled[holes] = 0
     rounded = np.rint(scaled)
     if np.abs(scaled - rounded).max(initial=0) > 1e-3:
-        report("rounded to 8 bits")
+        report("colours finer than 8 bits", "rounded to 8 bits")
     return rounded.astype(np.uint8)

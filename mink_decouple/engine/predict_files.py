@@ -14,7 +14,7 @@ import torch
 
 from mink_decouple import config as configuration
 from mink_decouple.config import Config
-from mink_decouple.data.annotate import SUFFIXES, annotate
+from mink_decouple.data.annotate import SUFFIXES, annotate, outputs
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import PointCloud
@@ -116,7 +116,7 @@ def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[
     for source, target in pairs:
         if target.exists() and target.samefile(source):
             raise ValueError(f"{target}: is the input itself; choose another --output")
-    existing = [target for _, target in pairs if target.exists()]
+    existing = [place for _, target in pairs for place in outputs(target) if place.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise ValueError(f"{existing[0]}{more}: exists; choose another --output, or --overwrite")

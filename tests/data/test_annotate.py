@@ -7,6 +7,7 @@ from mink_decouple.data.annotate import SUFFIXES, annotate, side_file
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, write_cloud
+from mink_decouple.data.io_pcd import loaded
 
 COUNT = 500
 IDS = (0, 3, 7)
@@ -97,6 +98,81 @@ def test_las_ids_beyond_its_classification_go_to_a_dimension_of_their_own(tmp_pa
     np.testing.assert_array_equal(after.classification, before)
 
 
+def test_las_with_a_dimension_label_keeps_it_and_gets_a_prediction(tmp_path):
+    """Readers take that dimension for the labels, and would show the old ones as the prediction."""
+    laspy = pytest.importorskip("laspy")
+    before = cloud()
+    write_cloud(tmp_path / "in.las", PointCloud("scene", before.coords, labels=before.labels + 1000))
+    told, ids, _ = blocks()
+    annotate(tmp_path / "in.las", tmp_path / "out.las", told, IDS)
+    np.testing.assert_array_equal(laspy.read(tmp_path / "out.las").prediction, ids)
+    again = read_cloud(tmp_path / "out.las")
+    np.testing.assert_array_equal(again.features["prediction"], ids)
+    np.testing.assert_array_equal(again.labels, before.labels + 1000)
+
+
+def copc(path):
+    """A LAZ file with the records of a COPC file's octree, as laspy would read one."""
+    laspy = pytest.importorskip("laspy")
+    header = laspy.LasHeader(point_format=6, version="1.4")
+    header.vlrs.append(laspy.VLR("copc", 1, "info", bytes(160)))
+    header.vlrs.append(laspy.VLR("somebody", 77, "a record", b"content"))
+    las = laspy.LasData(header)
+    las.x = las.y = las.z = np.arange(COUNT)
+    las.evlrs = laspy.vlrs.vlrlist.VLRList(
+        [laspy.VLR("copc", 1000, "", bytes(32)), laspy.VLR("somebody", 78, "", b"long")]
+    )
+    las.write(str(path))
+    return laspy
+
+
+def test_the_index_of_a_copc_file_is_left_out_and_all_else_stays(tmp_path):
+    laspy = copc(tmp_path / "in.copc.laz")
+    told, ids, _ = blocks()
+    annotate(tmp_path / "in.copc.laz", tmp_path / "out.laz", told, IDS)
+    write_cloud(tmp_path / "like.laz", read_cloud(tmp_path / "in.copc.laz"), like=tmp_path / "in.copc.laz")
+    for name in ("out.laz", "like.laz"):
+        after = laspy.read(tmp_path / name)
+        np.testing.assert_array_equal(after.X, laspy.read(tmp_path / "in.copc.laz").X)
+        records = [(v.user_id, v.record_data_bytes()) for v in (*after.header.vlrs, *after.evlrs)]
+        assert ("somebody", b"content") in records and ("somebody", b"long") in records
+        assert "copc" not in dict(records)
+    np.testing.assert_array_equal(laspy.read(tmp_path / "out.laz").classification, ids)
+
+
+def test_texts_of_a_las_header_need_not_be_ascii(tmp_path):
+    write_cloud(tmp_path / "in.las", cloud())
+    content = bytearray((tmp_path / "in.las").read_bytes())
+    content[26:58] = "Büro für Vermessung".encode("latin-1").ljust(32, b"\0")  # the system identifier
+    (tmp_path / "in.las").write_bytes(content)
+    annotate(tmp_path / "in.las", tmp_path / "out.las", blocks()[0], IDS)
+    write_cloud(tmp_path / "like.las", read_cloud(tmp_path / "in.las"), like=tmp_path / "in.las")
+    for name in ("out.las", "like.las"):
+        assert (tmp_path / name).read_bytes()[26:58] == content[26:58]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(("text", "end"), [(True, b"\r\n"), (False, b"\r\n"), (True, b"\n"), (False, b"\n")])
+def test_ply_headers_of_other_systems(tmp_path, text, end, encoding):
+    """Their line ends stay one kind, and comments in any encoding stay as they were."""
+    from plyfile import PlyData, PlyElement
+
+    vertex = np.array([(1, 2, 3), (4, 5, 6)], [("x", "f4"), ("y", "f4"), ("z", "f4")])
+    PlyData([PlyElement.describe(vertex, "vertex")], text=text, byte_order="<" if text else ">").write(
+        str(tmp_path / "plain.ply")
+    )
+    head, rows = (tmp_path / "plain.ply").read_bytes().split(b"end_header\n")
+    comment = "comment größer".encode(encoding) + b"\n"
+    lines = head.replace(b"element", comment + b"element") + b"end_header\n"
+    (tmp_path / "in.ply").write_bytes(lines.replace(b"\n", end) + (rows.replace(b"\n", end) if text else rows))
+    told = [Block(np.array([3, 7]), np.array([0.5, 1.0], np.float32))]
+    annotate(tmp_path / "in.ply", tmp_path / "out.ply", told, IDS)
+    for name in ("in.ply", "out.ply"):
+        np.testing.assert_array_equal(read_cloud(tmp_path / name).coords, [[1, 2, 3], [4, 5, 6]])
+    assert read_cloud(tmp_path / "out.ply").features["prediction"].tolist() == [3, 7]
+    assert comment.strip() in (tmp_path / "out.ply").read_bytes()
+
+
 @pytest.mark.parametrize("order", ["<", ">", "="])
 def test_ply_keeps_its_vertices_and_faces(tmp_path, order):
     from plyfile import PlyData, PlyElement
@@ -123,8 +199,9 @@ def test_ply_keeps_its_vertices_and_faces(tmp_path, order):
     np.testing.assert_allclose(after["vertex"]["confidence"], sure, atol=1e-5 if text else 0)
 
 
+@pytest.mark.parametrize("counts", [True, False], ids=["with COUNT", "without"])
 @pytest.mark.parametrize("encoding", ["ASCII", "BINARY", "BINARY_COMPRESSED"])
-def test_pcd_keeps_its_fields(tmp_path, encoding):
+def test_pcd_keeps_its_fields(tmp_path, encoding, counts):
     from pypcd4 import Encoding
     from pypcd4 import PointCloud as Pcd
 
@@ -134,9 +211,14 @@ def test_pcd_keeps_its_fields(tmp_path, encoding):
     dtypes = [column.dtype.type for column in columns.values()]
     source = Pcd.from_points(list(columns.values()), list(columns), dtypes)
     source.save(tmp_path / "in.pcd", getattr(Encoding, encoding))
+    if not counts:  # by the format's description all are 1 then
+        content = (tmp_path / "in.pcd").read_bytes()
+        (tmp_path / "in.pcd").write_bytes(content.replace(b"COUNT 1 1 1 1 1\n", b""))
+        assert b"COUNT" not in (tmp_path / "in.pcd").read_bytes()[:400]
     told, ids, sure = blocks()
     annotate(tmp_path / "in.pcd", tmp_path / "out.pcd", told, IDS)
-    after = Pcd.from_path(tmp_path / "out.pcd")
+    assert read_cloud(tmp_path / "in.pcd").coords[:, 0].tolist() == columns["x"].tolist()
+    after = loaded(tmp_path / "out.pcd")
     assert after.fields == (*columns, "prediction", "confidence")
     for name, column in columns.items():
         np.testing.assert_array_equal(after.pc_data[name], column)

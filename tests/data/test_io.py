@@ -192,6 +192,13 @@ def test_text_tables_of_many_looks_give_one_cloud(text: str, tmp_path: Path) -> 
     np.testing.assert_allclose(cloud.features["rgb"] * 255, [[10, 20, 255], [40, 50, 60]], atol=1e-4)
 
 
+@pytest.mark.parametrize("text", ["x,y,z,label\n1,2,3,4\n", "# x y z label\n1 2 3 4\n", "1 2 3 4\n"])
+def test_text_may_begin_with_a_byte_order_mark(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8-sig")
+    cloud = read_cloud(tmp_path / "a.csv", ("x", "y", "z", "label") if text[0] == "1" else None)
+    assert cloud.coords.tolist() == [[1, 2, 3]] and cloud.labels is not None and cloud.labels.tolist() == [4]
+
+
 def test_a_colour_that_is_missing_leaves_the_scale_of_the_others(tmp_path: Path) -> None:
     color = np.array([[10, 20, 255], [np.nan, 50, 60]], np.float32)
     np.savez(tmp_path / "a.npz", coords=np.zeros((2, 3)), rgb=color)

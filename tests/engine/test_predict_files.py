@@ -172,6 +172,9 @@ def test_mistakes_are_one_line_and_nothing_is_computed(make_config, folder, tmp_
         holes = {**source, "rgb": source["rgb"].copy()}
     holes["rgb"][7, 1] = np.nan
     np.savez(tmp_path / "holes.npz", **holes)
+    (tmp_path / "scan.bin").write_bytes(bytes(16))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "scan.label").write_bytes(bytes(4))
     capsys.readouterr()
     cases = [
         (("there.npz", "--checkpoint", "none.pt", "--output", "o.npz"), "none.pt: no such checkpoint"),
@@ -186,6 +189,7 @@ def test_mistakes_are_one_line_and_nothing_is_computed(make_config, folder, tmp_
         (("there.npz", "twin/there.npz", *good, "--output", "o"), "inputs of the same name, 'there.npz'"),
         (("there.npz", "grey.npz", *good, "--output", "there.npz"), "there.npz: is a file; the predictions of 2"),
         (("grey.npz", *good, "--output", "o.npz"), "grey.npz: has no column rgb, which the network was trained on"),
+        (("scan.bin", *good, "--output", "labels/scan.bin"), "scan.label: exists; choose another --output, or"),
         (("holes.npz", *good, "--output", "o.npz"), "holes: feature 'rgb' is ["),
         (("there.npz", *good, "--output", "o.npz", "--votes", "0"), "--votes 0: must be at least 1"),
     ]
