@@ -250,3 +250,10 @@ def test_an_image_holds_what_is_named_and_never_the_clouds_beside_it() -> None:
     assert lines[0] == "*" and lines[-1] == "**/__pycache__"
     assert all((ROOT / name).exists() for name in kept) and not kept & {".git", ".venv", "data", "runs"}
     assert {"configs", "docker", "docs", "mink_decouple", "setup.cfg", "tests", "tools"} <= kept
+    # `docker compose run test` runs the tests inside: what they read of the project's folder has to be there
+    read = {
+        name
+        for file in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r'ROOT / "([\w.]+)"', file.read_text(encoding="utf-8"))
+    }
+    assert {"README.md", ".github"} <= read and read <= kept

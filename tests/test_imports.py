@@ -67,8 +67,8 @@ def parse_layers(table: str) -> dict[str, set[str] | None]:
 ALLOWED = parse_layers(LAYERS)
 # A layer that is one module may be spread over several: the part counts as the layer.
 PART_OF = {"typed": "config", "sections": "config"}
-# A module that needs nothing of this project and that every layer may import.
-COMMON = {"threads"}
+# Modules that need nothing of this project and that every layer may import.
+COMMON = {"compiled", "threads"}
 
 
 def tree(path: Path) -> ast.Module:

@@ -2,10 +2,12 @@
 
 import configparser
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from mink_decouple.cli import COMMANDS
 
@@ -59,3 +61,13 @@ def test_the_settings_of_its_short_trainings_are_settings(workflow):
             configs_dir() / "base.yaml", backbone=backbone, overrides=parse_overrides(re.findall(r"--set (\S+)", line))
         )
         assert config.schedule.steps == 2 and config.schedule.pretrain.epochs == 1
+
+
+def test_the_pinned_triton_is_the_one_that_the_pinned_torch_asks_for():
+    """Else pip finds no solution: its build for CUDA, which PyPI has, asks for one release."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    asked = [found for line in metadata.requires("torch") or () if (found := Requirement(line)).name == "triton"]
+    if not asked or metadata.version("torch").partition("+")[0] != pins["torch"]:
+        pytest.skip("torch here is another release than the pinned one, or a build without Triton")
+    assert all(found.specifier.contains(pins["triton"]) for found in asked)

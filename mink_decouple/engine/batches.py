@@ -81,7 +81,10 @@ class SceneLabels:
 
 
 def pyramid_later(config: Config, device: torch.device | None) -> tuple[Sequence[int], int] | None:
-    """Ratios and neighbours of a pyramid that the device makes faster than a loader thread, else None."""
+    """Ratios and neighbours of a pyramid that the device makes faster than a loader thread, else None.
+
+    Ask in the thread that trains: in others torch's current GPU is the first one, whichever the process has taken.
+    """
     if config.backbone != "randla" or device is None or not device_pyramid.usable(device):
         return None
     return VARIANTS[config.model.variant]["ratios"], config.view.k
@@ -108,17 +111,16 @@ def make_batch(
     items: Sequence[tuple[Scene, SceneLabels, SampleIndex]],
     augment: Callable[[Sample, np.random.Generator], Sample],
     rng: np.random.Generator,
-    device: torch.device | None = None,
+    later: tuple[Sequence[int], int] | None = None,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> Labelled:
     """Cut, augment and view several samples, and carry their labels to the rows.
 
-    A row that merges several points takes their majority label; a given label hides any pseudo-label of the row. Where
-    the batch is bound for a `device` that searches neighbours faster, that is left to `Labelled.to`. `groups` names the
-    items that are laid into each other as one sample (see `draw`); None leaves each by itself.
+    A row that merges several points takes their majority label; a given label hides any pseudo-label of the row. A
+    pyramid that is made `later` (`pyramid_later`) is left to `Labelled.to`. `groups` names the items that are laid into
+    each other as one sample (see `draw`); None leaves each by itself.
     """
     views, pseudo, confidence, points, present = [], [], [], [], []
-    later = pyramid_later(config, device)
     for group in groups or [(number,) for number in range(len(items))]:
         samples = []
         for scene, labels, index in (items[number] for number in group):
@@ -216,7 +218,7 @@ def training_batches(
 
     `mix` is the probability of `draw`. A batch that is not `wanted` is drawn and not made: the sampler moves on.
     """
-    augment = compose(config.augment)
+    augment, later = compose(config.augment), pyramid_later(config, device)
 
     def jobs() -> Iterator[Callable[[], Labelled]]:
         for i in range(count):
@@ -227,7 +229,7 @@ def training_batches(
             items = [(scenes[d.scene], labels[d.scene], d) for d in drawn]
 
             def job(items: Any = items, rng: np.random.Generator = rng, groups: Any = groups) -> Labelled:
-                return make_batch(config, classes, items, augment, rng, device, groups)
+                return make_batch(config, classes, items, augment, rng, later, groups)
 
             yield job
 

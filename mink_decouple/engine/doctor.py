@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mink_decouple import compiled
+
 if TYPE_CHECKING:
     from mink_decouple.sparse.engines import Engine
 
@@ -30,6 +32,7 @@ NEEDED = {
     "pyyaml": "yaml",
     "tensorboard": "torch.utils.tensorboard",
     "tqdm": "tqdm",
+    "filelock": "filelock",
     "plyfile": "plyfile",
     "pypcd4": "pypcd4",
     "matplotlib": "matplotlib",
@@ -122,15 +125,14 @@ def _native_speed(device: str) -> tuple[str, str]:
 
 
 def _compiled_cache() -> Iterator[Finding]:
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    folder = Path(given) if given else Path(__file__).parents[1] / "sparse" / "__pycache__"
-    if _writable(folder):
-        yield Finding("ok", "compiled kernels", f"kept in {folder}")
-    elif not given and _writable(Path.home() / ".cache" / "numba"):
-        yield Finding("ok", "compiled kernels", f"kept in {Path.home() / '.cache' / 'numba'}")
+    place = compiled.kept_in()
+    if place is not None:
+        yield Finding("ok", "compiled kernels", f"kept in {place}")
     else:
         yield Finding(
-            "slow", "compiled kernels", f"{folder} cannot be written: compiled anew at every start; set NUMBA_CACHE_DIR"
+            "slow",
+            "compiled kernels",
+            f"{compiled.BESIDE} cannot be written: compiled anew at every start; set {compiled.GIVEN}",
         )
 
 
@@ -223,11 +225,6 @@ def convolution_error(on: Engine, device: str) -> float:
 
 def _devices(cuda: bool) -> tuple[str, ...]:
     return ("cpu", "cuda") if cuda else ("cpu",)
-
-
-def _writable(folder: Path) -> bool:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def _version(name: str) -> str:

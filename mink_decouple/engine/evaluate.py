@@ -16,6 +16,7 @@ from mink_decouple.data.transforms import feature_width
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.events import progress, say
 from mink_decouple.engine.export import load_network
+from mink_decouple.engine.memory import named_settings
 from mink_decouple.engine.predict import decide
 from mink_decouple.engine.processes import ALONE, Processes
 from mink_decouple.engine.runtime import write_json
@@ -109,7 +110,8 @@ def evaluate_checkpoint(
     scenes = load_split(own, dataset, own.data.eval_split)
     if processes.first:
         processes.wait()
-    matrix = evaluate(model, own, scenes, len(names), device, processes)
+    with named_settings(own, training=False):
+        matrix = evaluate(model, own, scenes, len(names), device, processes)
     groups = [tuple(g) for g in state["groups"]]
     say(table(names, {"checkpoint": matrix}, groups))
     result = {

@@ -112,10 +112,11 @@ def _card(folder: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    kinds = {"config": str, "classes": dict, "weights": dict, "scalars": list, "groups": list, "label_budget": dict}
+    kinds: dict[str, Any] = {"config": str, "classes": dict, "weights": dict, "scalars": list, "groups": list}
+    kinds["label_budget"] = (dict, type(None))  # None: of imported weights nobody knows it
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"{path}: not the card of an exported network (format {FORMAT})")
-    wrong = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]
+    wrong = [key for key, kind in kinds.items() if not isinstance(card.get(key, ...), kind)]
     if wrong or "after" not in card or not isinstance(card["weights"].get("sha256"), str):
         raise ValueError(f"{path}: damaged card: {', '.join(wrong) or 'weights'}")
     return card

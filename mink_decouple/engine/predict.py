@@ -14,7 +14,7 @@ from mink_decouple.data.sampling import SampleIndex, coverage, middle
 from mink_decouple.data.segments import over_segment, pool
 from mink_decouple.data.tiles import Tile, tiles
 from mink_decouple.data.transforms import Sample, linear
-from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
+from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch, pyramid_later
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.segmenter import Segmenter
@@ -170,7 +170,7 @@ def _passes(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(n,) grid points of each piece, each once, and their (n, C) float32 probabilities."""
     model.eval()
-    labels = SceneLabels.none(len(scene.grid))
+    labels, later = SceneLabels.none(len(scene.grid)), pyramid_later(config, device)
 
     def jobs() -> Iterator[Callable[[], Labelled]]:
         for piece in pieces:
@@ -178,7 +178,7 @@ def _passes(
             def job(piece: Piece = piece) -> Labelled:
                 item = (scene, labels, piece.index)
                 return make_batch(
-                    config, classes, [item], turned(piece.vote), generator(config.seed, *piece.key), device
+                    config, classes, [item], turned(piece.vote), generator(config.seed, *piece.key), later
                 )
 
             yield job

@@ -15,7 +15,7 @@ from mink_decouple.data.sampling import SampleIndex
 from mink_decouple.data.transforms import compose
 from mink_decouple.decouple.losses import merge_targets
 from mink_decouple.decouple.schedule import Stage, learning_rate
-from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch
+from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch, pyramid_later
 from mink_decouple.engine.events import progress
 from mink_decouple.engine.objective import Objective
 from mink_decouple.engine.optim import make_optimizer, set_rate, take_step
@@ -72,7 +72,7 @@ def cache_features(
     `processes` share the scenes out, and each gets the rows of all, in the order that one process would have them in.
     """
     model.freeze("backbone").eval()
-    augment = compose(config.augment)
+    augment, later = compose(config.augment), pyramid_later(config, device)
     has_norm = any(isinstance(m, _BatchNorm) for m in model.classifier.modules())
 
     pairs = list(zip(scenes, owners(scenes, processes), strict=True))
@@ -88,7 +88,7 @@ def cache_features(
                 rng = generator(config.seed, key, scene.name, turn, number)
 
                 def job(scene: Scene = scene, index: SampleIndex = index, rng: np.random.Generator = rng) -> Labelled:
-                    return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng, device)
+                    return make_batch(config, classes, [(scene, labels[scene.name], index)], augment, rng, later)
 
                 yield job
 

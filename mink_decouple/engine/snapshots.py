@@ -11,7 +11,7 @@ import torch
 
 from mink_decouple.config import Config
 from mink_decouple.decouple.pseudo_labels import PseudoLabels
-from mink_decouple.engine.batches import SceneLabels, make_batch
+from mink_decouple.engine.batches import SceneLabels, make_batch, pyramid_later
 from mink_decouple.engine.predict import crops, turned
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
@@ -106,7 +106,7 @@ def scene_features(
         if not (place[index.points] >= 0).any():
             continue
         rng = generator(config.seed, "features", scene.name, number)
-        item = make_batch(config, classes, [(scene, labels, index)], turned(0), rng, device)
+        item = make_batch(config, classes, [(scene, labels, index)], turned(0), rng, pyramid_later(config, device))
         moved = item.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             features = model.features(moved.batch)

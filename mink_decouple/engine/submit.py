@@ -17,6 +17,7 @@ from mink_decouple.data.submission_servers import SERVERS, find_server, match_sc
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import predict_blocks, restore
 from mink_decouple.engine.events import progress
+from mink_decouple.engine.memory import named_settings
 from mink_decouple.engine.scenes import load_scene, open_dataset
 from mink_decouple.models.segmenter import Segmenter
 
@@ -84,4 +85,5 @@ def submit_checkpoint(
     points = count_points(dataset, names)
     model = restore(state, own, device)
     found = predictions(model, own, dataset, names, device)
-    write_submission(wanted.name, found, points, output, dataset.classes, description)
+    with named_settings(own, training=False):
+        write_submission(wanted.name, found, points, output, dataset.classes, description)

@@ -75,6 +75,8 @@ def _fastest(candidates: Sequence[Tile], run: Callable[[Tile], object]) -> Tile:
     for tile in candidates:
         try:
             seconds[tile] = _seconds(lambda tile=tile: run(tile))  # type: ignore[misc] # bound now
+        except torch.OutOfMemoryError:
+            raise  # of the batch, not of the tile: the caller names what to lower
         except Exception as error:  # a tile may ask for more shared memory or registers than the GPU has
             failure = error
     if not seconds:

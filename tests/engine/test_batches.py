@@ -1,5 +1,6 @@
 """Samples to rows: voxel offsets, and labels that survive on their way."""
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,8 @@ from mink_decouple.engine.batches import SceneLabels, draw, make_batch, make_sam
 from mink_decouple.engine.predict import crops
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import load_split, open_dataset
+from mink_decouple.engine.train import Trainer
+from mink_decouple.models import device_pyramid
 from mink_decouple.models.randlanet import VARIANTS
 
 
@@ -41,22 +44,35 @@ def test_a_given_label_hides_the_pseudo_label_of_its_row_and_others_keep_theirs(
     assert has.any() and (item.pseudo[has] == 2).all() and torch.allclose(item.confidence[has], torch.tensor(0.75))
 
 
-def test_a_pyramid_left_to_the_device_is_that_of_the_loader(make_config, monkeypatch):
+def test_a_pyramid_left_to_the_device_is_that_of_the_loader(make_config):
     config = make_config("randla")
     scenes = load_split(config, open_dataset(config), "train")[:2]
     items = [(scene, SceneLabels.given(scene), crops(config, scene)[0]) for scene in scenes]
-    here = torch.device("cpu")
     ratios = VARIANTS[config.model.variant]["ratios"]
-    made = make_batch(config, 3, items, lambda s, rng: s, generator(0), here)
+    later = batches.pyramid_later(config, torch.device("cpu"))
+    made = make_batch(config, 3, items, lambda s, rng: s, generator(0), later)
     assert made.later is None and made.batch.pyramid  # a CPU leaves it to the loader
-    monkeypatch.setattr(batches, "pyramid_later", lambda config, device: (ratios, config.view.k))
-    left = make_batch(config, 3, items, lambda s, rng: s, generator(0), here)
+    left = make_batch(config, 3, items, lambda s, rng: s, generator(0), (ratios, config.view.k))
     assert not left.batch.pyramid
-    moved = left.to(here)
+    moved = left.to(torch.device("cpu"))
     assert len(moved.batch.pyramid) == len(made.batch.pyramid) == len(ratios)
     for ours, theirs in zip(moved.batch.pyramid, made.batch.pyramid, strict=True):
         for name in ("coords", "neighbors", "pool", "up"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize("backbone", ["minkunet", "randla"])
+def test_no_loader_thread_asks_for_the_device(make_config, tmp_path, monkeypatch, backbone):
+    """In such a thread the current GPU is the first one, whichever the process has taken."""
+    asked, original = [], device_pyramid.usable
+
+    def usable(device):
+        asked.append(threading.current_thread())
+        return original(device)
+
+    monkeypatch.setattr(device_pyramid, "usable", usable)
+    Trainer(make_config(backbone, view={"workers": 2}), tmp_path / "run", torch.device("cpu")).run()
+    assert set(asked) == ({threading.main_thread()} if backbone == "randla" else set())
 
 
 def commonest(values):

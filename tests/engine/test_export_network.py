@@ -58,6 +58,16 @@ def test_an_exported_network_predicts_and_scores_as_its_checkpoint(run, folder, 
     assert results[0][2] == results[1][2]
 
 
+def test_a_network_whose_labels_nobody_knows_is_exported_too(run, folder, tmp_path):
+    """As one of imported weights."""
+    last = run / "checkpoints" / "last.pt"
+    checkpoint.save(tmp_path / "imported.pt", {**checkpoint.load(last), "label_budget": None})
+    assert main(["export", "--checkpoint", str(tmp_path / "imported.pt"), "--output", str(tmp_path / "out")]) == 0
+    assert load_network(tmp_path / "out")["label_budget"] is None
+    target = ["--output", str(tmp_path / "c.npz")]
+    assert main(["predict", str(folder / "c.npz"), "--checkpoint", str(tmp_path / "out"), *target]) == 0
+
+
 def test_an_export_is_not_overwritten_and_damage_is_named(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert export(run, out) == 0

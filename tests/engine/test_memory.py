@@ -46,6 +46,14 @@ def test_other_errors_pass(make_config):
         raise RuntimeError("shapes differ")
 
 
+def test_evaluate_says_it_too(make_config, tmp_path, monkeypatch, capsys):
+    Trainer(make_config(), tmp_path / "run", CPU).run()
+    monkeypatch.setattr("mink_decouple.engine.evaluate.predict_grid", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert main(["evaluate", "--checkpoint", str(last), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "lower view.crop_points (now 0, whole scenes), or take a larger data.grid" in capsys.readouterr().err
+
+
 def test_predict_says_it_too_and_leaves_nothing(make_config, folder, tmp_path, monkeypatch, capsys):
     Trainer(make_config(), tmp_path / "run", CPU).run()
     monkeypatch.setattr(predict_files, "decide", lambda *a: (_ for _ in ()).throw(MemoryError()))

@@ -91,6 +91,13 @@ def test_the_zip_holds_the_prediction_of_every_raw_point(run, tmp_path):
     assert submit(run, output, "--server", "reduced-8") == 2 and output.read_bytes() == before
 
 
+def test_out_of_memory_names_what_to_lower_and_leaves_no_zip(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mink_decouple.engine.submit.predict_blocks", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    assert submit(run, tmp_path / "submission.zip", "--server", "reduced-8") == 1
+    assert "out of memory on the machine: lower view.crop_points (now 0, whole" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_scenes_of_a_prepared_folder_are_predicted_from_disk_in_blocks(run, tmp_path, monkeypatch):
     prepare_folder(ADAPTERS["folder"], run / "rooms", tmp_path / "prepared", workers=1)
     state = checkpoint.load(run / "run" / "checkpoints" / "last.pt")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import triton_support  # noqa: F401 # skips where Triton is missing
 
 from mink_decouple.sparse import triton_tuning
@@ -76,6 +77,15 @@ def refuse(tile: Tile) -> None:
 def test_a_gpu_that_runs_no_tile_says_so(runs: list[Tile]) -> None:
     with pytest.raises(RuntimeError, match="no tile size"):
         choose(("outer", 6), lambda: [GREEDY, replace(GREEDY, warps=4)], refuse)
+
+
+def test_a_batch_that_does_not_fit_is_not_the_tile_s_fault(runs: list[Tile]) -> None:
+    def full(tile: Tile) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        choose(("outer", 8), lambda: TILES, full)
+    assert "outer 8" not in triton_tuning._read(triton_tuning._path())
 
 
 def test_without_a_clock_the_first_tile_serves(monkeypatch: pytest.MonkeyPatch) -> None:

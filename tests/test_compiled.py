@@ -1,0 +1,51 @@
+"""A place for compiled kernels, also where neither the package nor the user has one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mink_decouple import compiled
+from mink_decouple.engine import doctor
+
+PACKAGE = Path(compiled.__file__).parent
+
+
+def test_without_a_place_kernels_are_compiled_for_one_process(tmp_path):
+    """As of a read-only install and a user without a home."""
+    site, none = tmp_path / "site", tmp_path / "a_file"
+    shutil.copytree(PACKAGE, site / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    none.touch()
+    for folder in (site / PACKAGE.name, *(site / PACKAGE.name).iterdir()):
+        if folder.is_dir():
+            (folder / "__pycache__").touch()  # a file: nobody can write into it, not even root
+    environment = {**os.environ, "PYTHONPATH": str(site), "HOME": str(none), "XDG_CACHE_HOME": str(none)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    code = (
+        "import os, mink_decouple.data.cells as cells; from mink_decouple.engine import doctor; "
+        "print(cells.__file__); print(os.environ['NUMBA_CACHE_DIR']); "
+        "print([f.state for f in doctor._compiled_cache()])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    source, place, states = run.stdout.splitlines()
+    assert source.startswith(str(site)) and states == "['slow']"
+    assert not Path(place).exists(), "gone when the process has ended"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_place_that_is_there_is_taken(tmp_path, monkeypatch, given):
+    if given:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
+    else:
+        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    before = os.environ.get("NUMBA_CACHE_DIR")
+    compiled.ensure_place()
+    assert os.environ.get("NUMBA_CACHE_DIR") == before
+    assert compiled.kept_in() == (tmp_path / "kept" if given else compiled.BESIDE)
+    assert [finding.state for finding in doctor._compiled_cache()] == ["ok"]
