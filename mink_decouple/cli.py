@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,10 +90,12 @@ def _stopped() -> tuple[type[Exception], ...]:
 
 def train(args: argparse.Namespace) -> None:
     """Train with a label budget, score on every raw point, and write the run folder."""
+    from mink_decouple.config import outweighed
     from mink_decouple.engine.events import say
     from mink_decouple.engine.memory import named_settings
     from mink_decouple.engine.processes import joined, may_restart, restarted
     from mink_decouple.engine.runtime import choose_device, keep_freed_memory
+    from mink_decouple.engine.state import free_folder
     from mink_decouple.engine.train import Trainer
 
     device = choose_device(args.device)
@@ -105,8 +108,10 @@ def train(args: argparse.Namespace) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     with joined(device) as processes:
-        output = args.output or Path(processes.text(str(_free_folder(config))))
+        output = args.output or Path(processes.text(str(free_folder(config))))
         say(f"run folder: {output}")
+        if args.config is not None and (lost := outweighed(args.config, config)):
+            say(f"note: the recipe {config.recipe} decides {', '.join(lost)}, not {args.config}; --set wins over both")
         resume = args.resume or (restarted() and output.is_dir() and any(output.iterdir()))
         with named_settings(config, training=True):
             result = Trainer(config, output, device, resume, processes, args.pretrained).run()
@@ -339,7 +344,7 @@ def experiment(args: argparse.Namespace) -> None:
 
     failures = study.run(choose_device(args.device).type, args.jobs, check_settings)
     print("\n".join(study.table()))
-    print(f"a report: tools/compare.py {output} {study.write_records()} --output {output / 'report.html'}")
+    print(f"a report: tools/compare.py {shlex.join(study.report_arguments())}")
     if failures:
         raise FailedRuns("\n".join(f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures))
 
@@ -365,18 +370,6 @@ def _config(args: argparse.Namespace, own: Config | None = None) -> Config:
         if args.config is None:
             return override(own, overrides)
     return load_config(args.config, backbone=args.backbone, recipe=args.recipe, overrides=overrides)
-
-
-def _free_folder(config: Config) -> Path:
-    """The first `runs/NAME` that does not exist; a run never writes into another's folder."""
-    budget = Path(config.labels.budget).stem if config.labels.budget.endswith(".npz") else config.labels.budget
-    source = Path(config.data.root).name if config.data.root else config.data.dataset
-    parts = (source, config.backbone, budget, config.recipe, f"seed{config.seed}")
-    name = "-".join(parts).replace("%", "pct").replace("/", "-").replace(":", "-")
-    folder, number = Path("runs") / name, 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
-    return folder
 
 
 Configure = Callable[[argparse.ArgumentParser], None]

@@ -69,6 +69,7 @@ __all__ = [
     "load_config",
     "loads",
     "merge",
+    "outweighed",
     "override",
     "parse_overrides",
     "read_tree",
@@ -207,6 +208,27 @@ def load_config(
     merged["backbone"] = name
     merged["recipe"] = Path(recipe_name).stem if recipe_name.endswith((".yaml", ".yml")) else recipe_name
     return build(merged, str(path))
+
+
+def outweighed(path: Path, config: Config) -> list[str]:
+    """Settings, as `a.b`, that a user's file itself asks for and that the recipe of `config` has decided otherwise."""
+    own = read_yaml(path)
+    if own.pop("resolved", False) or path.resolve().is_relative_to(configs_dir()):
+        return []
+    try:
+        recipe = shipped("recipes", config.recipe)
+    except ConfigError:  # a file of another place, whose name alone is known
+        return []
+    asked, decided = (_flat(_for_backbone(tree, config.backbone, path)) for tree in (own, read_tree(recipe)))
+    final = _flat(dataclasses.asdict(config))
+    return [key for key, value in asked.items() if key in decided and value != decided[key] == final.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _for_backbone(tree: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -240,6 +240,17 @@ def test_a_run_goes_on_with_another_engine(project, capsys):
     assert json.loads((project / "run" / "metrics.json").read_text())["engine"] == "minkowski"
 
 
+def test_a_run_says_what_its_recipe_decides_and_no_score_of_groups_that_are_empty(project, capsys):
+    """Two classes are a head and a waist; the tail has none."""
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    (project / "own.yaml").write_text(yaml.safe_dump({**config, "pseudo": {"delta_d": 0.1}}))
+    arguments = ["train", "--config", str(project / "own.yaml"), "--output", str(project / "run"), "--device", "cpu"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"note: the recipe decoupled decides pseudo.delta_d, not {project / 'own.yaml'}; --set wins" in said
+    assert "pretrain: mIoU " in said and "tail IoU 0.0" not in said
+
+
 def test_a_checkpoint_becomes_example_weights_and_comes_back(project, capsys):
     assert main([str(a) for a in train(project)]) == 0
     last, weights, back = (project / name for name in ("run/checkpoints/last.pt", "example.pth", "back.pt"))

@@ -13,6 +13,7 @@ from mink_decouple.config import (
     load_config,
     loads,
     merge,
+    outweighed,
     parse_overrides,
     replace_data,
     require_free,
@@ -181,6 +182,23 @@ def test_another_dataset_does_not_change_what_a_trained_network_sees():
     asked = build({"data": {"grid": 0.5, "root": "elsewhere"}, "eval": {"votes": 2}})
     both = replace_data(trained, asked)
     assert (both.data.grid, both.data.features, both.data.root, both.eval.votes) == (0.1, ["xyz"], "elsewhere", 2)
+
+
+def test_what_a_recipe_decides_against_a_file_is_known(tmp_path):
+    base = write(tmp_path / "base.yaml", "loss: {s: 5}\npseudo: {within: any}\n")
+    file = write(
+        tmp_path / "c.yaml",
+        "base: base.yaml\nrecipe: outdoor\npseudo: {delta_d: 0.5, votes: 3}\nloss: {seg_norm: split}\n"
+        "backbones: {minkunet: {ii: {sampler: natural}}, randla: {labels: {spread: none}}}\n",
+    )
+    assert base.is_file()
+    assert outweighed(file, load_config(file)) == ["pseudo.delta_d", "ii.sampler"]
+    assert outweighed(file, load_config(file, backbone="randla")) == ["pseudo.delta_d", "labels.spread"]
+    asked = load_config(file, overrides={"pseudo": {"delta_d": 0.6}})
+    assert outweighed(file, asked) == ["ii.sampler"]
+    resolved = write(tmp_path / "resolved.yaml", dump(asked))
+    assert outweighed(resolved, load_config(resolved)) == []
+    assert outweighed(configs_dir() / "synthetic.yaml", load_config()) == []
 
 
 def test_defaults_are_the_method_of_the_paper():

@@ -41,7 +41,6 @@ OPTIONAL = {
     "laspy": ("laspy", "LAS files"),
     "lazrs": ("lazrs", "LAZ files"),
     "open3d": ("open3d", "the viewer"),
-    "plotly": ("plotly", "HTML pages"),
 }
 TOLERANCE = 1e-4
 

@@ -208,3 +208,15 @@ def label_budget(labels: LabelSet) -> dict[str, Any]:
         "share_of_view": meta["grid_share"],
         "checksum": labels.checksum,
     }
+
+
+def free_folder(config: Config) -> Path:
+    """The first `runs/NAME` that does not exist; a run never writes into another's folder."""
+    budget = Path(config.labels.budget).stem if config.labels.budget.endswith(".npz") else config.labels.budget
+    source = Path(config.data.root).name if config.data.root else config.data.dataset
+    parts = (source, config.backbone, budget, config.recipe, f"seed{config.seed}")
+    name = "-".join(parts).replace("%", "pct").replace("/", "-").replace(":", "-")
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder

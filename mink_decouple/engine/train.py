@@ -103,8 +103,9 @@ class Trainer(Run):
         if self.optimizer is None:
             self.optimizer = self._optimizer(stage)
         self.forward = self.processes.averaged(ForwardPass(self.model))  # all processes are here, resumed or not
-        steps = config.schedule.steps or self._steps()
-        balance = self._balance(labels)
+        steps, started = config.schedule.steps or self._steps(), time.perf_counter()
+        balance = self._balance(labels)  # may make segments and grow a forest
+        self._add_seconds(stage.name, started)
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
             if self._renews(stage, epoch):
                 labels = self._pseudo_labels(stage, table_path)
@@ -358,7 +359,8 @@ class Trainer(Run):
         )
         self.events.scalars("iou", report["iou"], self.state.step)
         when = f"{stage.name}, epoch {place['epoch']}" if place else stage.name
-        say(f"{when}: mIoU {100 * matrix.miou:.1f}, tail IoU {100 * (report['tail_iou'] or 0.0):.1f}")
+        tail = "" if report["tail_iou"] is None else f", tail IoU {100 * report['tail_iou']:.1f}"
+        say(f"{when}: mIoU {100 * matrix.miou:.1f}{tail}")
         self._add_seconds("evaluation", started)
         return matrix
 

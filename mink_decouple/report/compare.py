@@ -140,6 +140,12 @@ def _require_one_kind(records: Sequence[Record]) -> None:
                 f"runs over different classes do not compare: {', '.join(first.classes)}; "
                 f"and {', '.join(other.classes)}"
             )
+    # scores are on raw points, whatever the grid: equal scenes have equal sums
+    truths = [(one, [sum(row) for row in one.metrics["confusion"]]) for one in records if "confusion" in one.metrics]
+    for record, points in truths[1:]:
+        if points != truths[0][1]:
+            told = [f"{one.title}, seed {one.seed}: {sum(own):,} points" for one, own in (truths[0], (record, points))]
+            raise ValueError(f"runs scored on different scenes do not compare: {'; '.join(told)}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -112,7 +112,7 @@ def _record(
     return Record(
         title=config["recipe"],
         backbone=config["backbone"],
-        labels=str(config["labels"]["budget"]),
+        labels=_budget(str(config["labels"]["budget"]), metrics["label_budget"]),
         recipe=config["recipe"],
         seed=int(config["seed"]),
         dataset=Path(data["root"]).name if data["dataset"] == "folder" and data.get("root") else data["dataset"],
@@ -134,6 +134,11 @@ def _record(
             "versions": versions,
         },
     )
+
+
+def _budget(asked: str, found: dict[str, Any]) -> str:
+    """The budget as text; of labels that were drawn to a file, what they were drawn by: a file a seed is one budget."""
+    return f"{found['budget']} (file)" if asked.endswith(".npz") and "budget" in found else asked
 
 
 def load(paths: Iterable[Path]) -> list[Record]:

@@ -109,7 +109,8 @@ def curves_section(groups: Groups) -> str:
     if not parts:
         return page.missing("No run was scored more than once.")
     note = (
-        "IoU in percent after the pre-training (0) and after each iteration; a band is the sample deviation over seeds."
+        "IoU in percent at each evaluation: after the pre-training (0), then after each iteration, or each epoch where "
+        "the run says so; a band is the sample deviation over seeds."
     )
     return page.paragraph(note) + "".join(parts)
 
@@ -128,7 +129,8 @@ def pseudo_labels_section(groups: Groups) -> str:
     if not parts:
         return page.missing("No run makes pseudo-labels.")
     note = (
-        "Grid points of the training set that each iteration gives a pseudo-label (bars, mean over seeds), and how "
+        "Grid points of the training set that are given a pseudo-label each time they are made, which is every "
+        "iteration unless the run asks for every epoch (bars, mean over seeds), and how "
         "many of them are right and how much of the hidden truth they cover (lines, right axis, 0 to 1)."
     )
     return page.paragraph(note) + "".join(parts)
@@ -137,7 +139,7 @@ def pseudo_labels_section(groups: Groups) -> str:
 def _pseudo_label_table(runs: Sequence[Record]) -> str:
     lines = [[line for line in r.history if line["event"] == "pseudo_labels"] for r in runs]
     length = min(map(len, lines))
-    headers = ["class", *(f"{what}, it. {i}" for i in range(length) for what in ("labels", "precision", "recall"))]
+    headers = ["class", *(f"{what}, time {i}" for i in range(length) for what in ("labels", "precision", "recall"))]
     rows = []
     for name in runs[0].classes:
         row = [name]
@@ -271,12 +273,12 @@ def origin_section(groups: Groups) -> str:
     for what, key in (("Commits", "commit"), ("Devices", "device"), ("Processors", "processor")):
         values = dict.fromkeys(str(r.cost.get(key)) for r in runs if r.cost.get(key))
         lines += [page.paragraph(f"{what}: {', '.join(values)}.")] if values else []
-    versions = {name: v for r in runs for name, v in (r.cost.get("versions") or {}).items() if v}
-    lines.append(page.paragraph("Versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()) + "."))
+    versions = dict.fromkeys(f"{name} {v}" for r in runs for name, v in (r.cost.get("versions") or {}).items() if v)
+    lines.append(page.paragraph(f"Versions: {', '.join(sorted(versions))}."))
     lines.append(
         page.paragraph(
-            "A run is repeated by tools/train.py with the backbone, the recipe, --labels and --seed of its row; the "
-            "whole grid by tools/experiment.py with the file of the experiment."
+            "A run is repeated by tools/train.py --config RUN/config.yaml, which holds all of its settings; the whole "
+            "grid by tools/experiment.py with the file of the experiment."
         )
     )
     return "".join(lines)

@@ -25,7 +25,7 @@ def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
     first = f"{len(runs)} runs of {len(groups)} settings on {runs[0].dataset}, seeds {', '.join(map(str, seeds))}."
     if counted:
         first += f" mIoU is the mean over {' to '.join(map(str, dict.fromkeys((counted[0], counted[-1]))))} classes."
-    first += " Scores are percent on every raw point of scenes that training never saw, by the last network of a run."
+    first += " Scores are percent on every raw point of the evaluation split, by the last network of a run."
     lines = [paragraph(text) for text in (first, *budgets(runs), *mixed(groups))]
     for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
         lines.append(paragraph(_verdict(groups, labels, backbone, reference)))

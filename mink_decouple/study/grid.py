@@ -10,8 +10,8 @@ from typing import Any
 from mink_decouple.config import ALIASES, BACKBONES, Config, configs_dir, load_config, merge, read_tree, shipped
 from mink_decouple.typed import ConfigError, nearest, record, setting
 
-GRID = ("seed", "backbone", "recipe")
-"""Settings of a run that the grid decides."""
+GRID = {"seed": "seeds", "backbone": "backbones", "recipe": "recipes", "labels.budget": "labels"}
+"""Settings of a run that the grid decides, and the key of the experiment that they come from."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_experiment(path: Path) -> Experiment:
         sets = {"set": read.set, **{f"backbone_set.{name}": inner or {} for name, inner in read.backbone_set.items()}}
         sets |= {f"recipes.{number}.set": variant.set for number, variant in enumerate(variants)}
         for where, tree in sets.items():
-            errors += [f"{where}: {key} is a key of the experiment itself" for key in GRID if key in tree]
+            errors += [f"{where}: {line}" for line in _of_the_grid(nested(tree))]
         for name in (*read.backbones, *read.backbone_set):
             if ALIASES.get(name, name) not in BACKBONES:
                 near = nearest(name, BACKBONES)
@@ -113,8 +113,11 @@ def expand(experiment: Experiment, path: Path, overrides: dict[str, Any] | None 
         overrides: nested settings that win over the file's.
 
     Raises:
-        ConfigError: every wrong setting of every cell, each message once.
+        ConfigError: every wrong setting of every cell, each message once; overrides of what the grid decides.
     """
+    taken = _of_the_grid(overrides or {})
+    if taken:
+        raise ConfigError("\n".join(f"--set {line}" for line in taken))
     source = path.parent / experiment.config if experiment.config else configs_dir() / "synthetic.yaml"
     cells: list[Cell] = []
     errors: dict[str, None] = {}
@@ -148,6 +151,16 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
             value = {part: value}
         tree = merge(tree, value)
     return tree
+
+
+def _of_the_grid(settings: dict[str, Any]) -> list[str]:
+    """A line for each of nested settings that the grid would silently replace, or give a false title."""
+    labels = settings.get("labels")
+    flat = {
+        **settings,
+        **({f"labels.{key}": value for key, value in labels.items()} if isinstance(labels, dict) else {}),
+    }
+    return [f"{key} is a key of the experiment itself: {own}" for key, own in GRID.items() if key in flat]
 
 
 def _budgets(variant: Variant, experiment: Experiment) -> list[str | None]:

@@ -171,6 +171,12 @@ class Study:
         kept.save(path, found)
         return path
 
+    def report_arguments(self) -> list[str]:
+        """What `compare` is to be told for a report of the finished runs; writes their records first."""
+        asked = self.experiment.reference, self.experiment.title
+        named = [part for flag, text in zip(("--reference", "--title"), asked) if text for part in (flag, text)]
+        return [str(self.output), str(self.write_records()), "--output", str(self.output / "report.html"), *named]
+
     def _seconds(self) -> list[tuple[Cell, float]]:
         return [(cell, sum(one.seconds.values())) for cell, one in self.finished() if one.seconds]
 

@@ -1,12 +1,16 @@
 """Where given labels reach when a forest says so (`labels.spread: forest`)."""
 
 import dataclasses
+import itertools
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from mink_decouple.data import point_forest
 from mink_decouple.data.segments import over_segment, spread_labels
 from mink_decouple.decouple.pseudo_table import PseudoLabelTable
 from mink_decouple.engine.reach import reach_of, segments_of
@@ -89,6 +93,26 @@ def test_no_forest_is_grown_where_nothing_asks_for_it(make_config, tmp_path, mon
     Trainer(make_config(labels={"spread": "segments"}), tmp_path / "segments", CPU).run()
     supervised = make_config(recipe="supervised", labels={"spread": "forest"})
     Trainer(supervised, tmp_path / "supervised", CPU).run()  # spread_in: pseudo, and it has no pseudo-labels
+
+
+def test_the_clock_of_the_pre_training_counts_the_forest(make_config, tmp_path, monkeypatch):
+    """Also where weights of the labels that reach ask for it before the first epoch."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=time.monotonic)
+    for module in ("train", "run"):
+        monkeypatch.setattr(f"mink_decouple.engine.{module}.time", clock)
+    original = point_forest.fit
+
+    def fit(*arguments, **named):
+        for _ in range(1000):
+            next(ticks)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(point_forest, "fit", fit)
+    weighted = {**FOREST, "loss": {"pseudo_weight": "inv", "seg_norm": "split"}, "schedule": {"iterations": 0}}
+    trainer = Trainer(make_config(**weighted), tmp_path / "run", CPU)
+    trainer.run()
+    assert trainer.state.seconds["pretrain"] > 1000
 
 
 @pytest.mark.parametrize("backbone", ["minkunet", "randla"])

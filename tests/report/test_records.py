@@ -59,6 +59,21 @@ def test_a_record_holds_what_the_folder_says(tmp_path):
     assert [line["event"] for line in record.history] == ["evaluation", "pseudo_labels"]
 
 
+@pytest.mark.parametrize(
+    ("budget", "found", "told"),
+    [
+        ("s0.npz", {"labelled": 2, "budget": "1pt"}, "1pt (file)"),
+        ("s0.npz", {"labelled": 2}, "s0.npz"),
+        ("1pt", {"budget": "1pt"}, "1pt"),
+    ],
+)
+def test_labels_drawn_to_a_file_a_seed_are_one_budget(tmp_path, budget, found, told):
+    folder = run_folder(tmp_path / "run", label_budget=found)
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(config.replace("budget: 1pt", f"budget: {budget}"), encoding="utf-8")
+    assert read_run(folder).labels == told
+
+
 def test_programs_that_add_to_one_file_keep_each_other_s_runs(tmp_path):
     one = read_run(run_folder(tmp_path / "run"))
     file, runs = tmp_path / "shared" / "records.json", [replace(one, seed=seed) for seed in range(24)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mink_decouple.config import configs_dir, digest, load_config
+from mink_decouple.config import configs_dir, digest, load_config, parse_overrides
 from mink_decouple.study.grid import expand, nested, read_experiment
 from mink_decouple.typed import ConfigError
 
@@ -97,14 +97,38 @@ def test_the_data_is_found_beside_the_file(tmp_path):
         ("recipes: [{recpe: supervised}]\n", "recipes.0.recpe: unknown key (nearest: recipe)"),
         ("recipes: [tabel5/row1]\n", "recipe 'tabel5/row1': unknown (nearest: table5/row1)"),
         ("recipes: [supervised]\nset: {loss.gama: 1}\n", "loss.gama: unknown key (nearest: gamma)"),
-        ("recipes: [supervised]\nset: {seed: 3}\n", "set: seed is a key of the experiment itself"),
-        ("recipes: [fully_supervised]\nset: {labels.budget: 1pt}\n", "is for the budget 'full'"),
+        ("recipes: [supervised]\nset: {seed: 3}\n", "set: seed is a key of the experiment itself: seeds"),
+        ("recipes: [fully_supervised]\nset: {labels.budget: 1pt}\n", "set: labels.budget is a key of the experiment"),
+        (
+            "recipes: [supervised]\nbackbone_set: {randla: {labels: {budget: 1pt}}}\n",
+            "backbone_set.randla: labels.budget is",
+        ),
+        ("recipes: [{recipe: supervised, set: {labels.budget: 5pt}}]\n", "recipes.0.set: labels.budget is a key"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, said):
     with pytest.raises(ConfigError) as caught:
         cells(tmp_path, text)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "own"),
+    [
+        ("seed=9", "seeds"),
+        ("labels.budget=5pt", "labels"),
+        ("recipe=supervised", "recipes"),
+        ("backbone=randla", "back"),
+    ],
+)
+def test_what_the_grid_decides_cannot_be_set_beside_it(tmp_path, setting, own):
+    """It was replaced without a word, or gave rows a false title."""
+    file = tmp_path / "grid.yaml"
+    file.write_text("recipes: [supervised]\n", encoding="utf-8")
+    key = setting.split("=")[0]
+    with pytest.raises(ConfigError, match=f"^--set {key} is a key of the experiment itself: {own}"):
+        expand(read_experiment(file), file, parse_overrides([setting]))
+    assert len(expand(read_experiment(file), file, parse_overrides(["labels.unit=raw"]))) == 6
 
 
 def test_every_mistake_is_named_at_once_and_only_once(tmp_path):
