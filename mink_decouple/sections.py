@@ -20,7 +20,7 @@ class LabelsConfig:
     """Which labels training may see."""
 
     budget: str = "1pt"  # 1pt | Npt | R% | Nx | scans:R% | full | a label file
-    unit: str = setting("grid", choices=("grid", "raw"))
+    unit: str = setting("grid", choices=("grid", "raw"))  # what a budget counts: points of the grid cloud, or raw ones
     seed: int | None = setting(None, low=0)  # None: the run's seed
     spread: str = setting(
         "none", choices=("none", "segments", "forest")
@@ -32,10 +32,10 @@ class LabelsConfig:
 class SyntheticConfig:
     """The embedded dataset: procedural buildings with S3DIS' 13 classes."""
 
-    areas: int = setting(6, low=5, high=64)
+    areas: int = setting(6, low=5, high=64)  # of a building; area 5 is held out
     rooms_per_area: int = setting(6, low=1, high=1000)
-    points_per_room: int = setting(45_000, low=1000)
-    seed: int = 0
+    points_per_room: int = setting(45_000, low=1000)  # raw points
+    seed: int = 0  # of the buildings
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class DataConfig:
     root: str | None = None  # a folder of clouds, or one that `prepare` wrote
     classes: str | None = None  # classes.yaml; None: the one in `root`
     splits: dict[str, list[str]] | None = None  # split name -> names of scenes or groups; None: those of `root`
-    eval_split: str = "val"
-    grid: float = setting(0.05, low=1e-4)  # metres
-    features: list[str] = setting(["rgb", "height"])
+    eval_split: str = "val"  # the split that is scored
+    grid: float = setting(0.05, low=1e-4)  # metres; clouds are reduced to one point a cell once
+    features: list[str] = setting(["rgb", "height"])  # what a network sees of a point, in this order (below)
     height: str = setting("floor", choices=("floor", "ground"))  # above the lowest points, or above the local ground
     factors: dict[str, float] = setting({})  # feature name -> factor that brings its values near 1
     centre: str = setting("xyz", choices=("xyz", "xy"))  # axes on which the centre of a crop is subtracted
@@ -60,7 +60,9 @@ class ModelConfig:
     """The network: one backbone and its classifier."""
 
     variant: str = "tiny"  # minkunet: tiny | 14A | 18A | 34C; randla: 5 | 4
-    head: str = setting("linear", choices=("linear", "mlp"))
+    head: str = setting(
+        "linear", choices=("linear", "mlp")
+    )  # the classifier: one layer, or three with batch norm and dropout (RandLA-Net)
     engine: str = setting("auto", choices=ENGINES)  # of minkunet; auto: native
 
 
@@ -69,7 +71,7 @@ class ViewConfig:
     """How a scene is cut into what a network sees in one step."""
 
     crop_points: int = setting(0, low=0)  # grid points of a crop; 0: whole scenes
-    shape: str = setting("sphere", choices=("sphere", "column"))
+    shape: str = setting("sphere", choices=("sphere", "column"))  # of a crop; column: whatever the height
     batch: int = setting(4, low=1)  # crops of a micro-batch
     max_points: int = setting(
         0, low=0
@@ -81,7 +83,7 @@ class ViewConfig:
     k: int = setting(16, low=1)  # neighbours of RandLA-Net
     voxel: list[float] | None = None  # MinkUNet's voxel along x, y, z, metres; None: cubes of `data.grid`
     mix: float = setting(0.0, low=0.0, high=1.0)  # probability that two samples of a step are laid into each other
-    mix_stages: str = setting("all", choices=STAGES)
+    mix_stages: str = setting("all", choices=STAGES)  # where it is on
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,12 @@ class StageConfig:
 class ScheduleConfig:
     """Algorithm 1: pre-train, then alternate the I-step and the II-step."""
 
-    mode: str = setting("decoupled", choices=("decoupled", "joint", "supervised"))
-    iterations: int = setting(10, low=0)
+    mode: str = setting(
+        "decoupled", choices=("decoupled", "joint", "supervised")
+    )  # joint: backbone and classifier together; supervised: given labels alone
+    iterations: int = setting(10, low=0)  # of I-step and II-step
     steps: int = setting(0, low=0)  # optimizer steps of an epoch; 0: as many as cover the training set about once
-    policy: str = setting("exp", choices=("exp", "cosine", "constant"))
+    policy: str = setting("exp", choices=("exp", "cosine", "constant"))  # of the learning rate, anew in every stage
     decay: float = setting(0.98, low=1e-12, high=1.0)  # factor per epoch of policy exp
     warmup: int = setting(0, low=0)  # epochs of the pre-training over which the learning rate rises
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, lr=1e-2))
@@ -111,17 +115,25 @@ class ScheduleConfig:
 class PseudoConfig:
     """Two-round pseudo-label selection (Eq. 2 and 3)."""
 
-    delta_d: float = setting(0.5, low=0.0, high=1.0)
-    delta_len: float = setting(0.1, low=0.0, high=1.0)
-    scope: str = setting("cloud", choices=("cloud", "global"))
-    refresh: str = setting("iter", choices=("iter", "epoch"))
-    uncertain: str = setting("threshold", choices=("threshold", "rate", "off"))
-    beta: float = setting(0.5, low=0.0, high=1.0)
-    floor: float = setting(0.0, low=0.0, high=1.0)
-    tail_rule: str = setting("half", choices=("half", "below_mean", "all"))
-    tail_frac: float = setting(0.5, low=0.0, high=1.0)
-    rho_mode: str = setting("repaired", choices=("repaired", "literal"))
-    rho_source: str = setting("auto", choices=("auto", "labels", "predicted"))
+    delta_d: float = setting(0.5, low=0.0, high=1.0)  # lowest probability of a certain label (Eq. 2)
+    delta_len: float = setting(
+        0.1, low=0.0, high=1.0
+    )  # window below a class's highest probability in the scene (Eq. 2); 1: none
+    scope: str = setting("cloud", choices=("cloud", "global"))  # of the highest probabilities
+    refresh: str = setting(
+        "iter", choices=("iter", "epoch")
+    )  # when pseudo-labels are made: each iteration, or each epoch of an I-step
+    uncertain: str = setting("threshold", choices=("threshold", "rate", "off"))  # the second round (Eq. 3)
+    beta: float = setting(0.5, low=0.0, high=1.0)  # exponent of its threshold; smaller asks for more
+    floor: float = setting(0.0, low=0.0, high=1.0)  # lowest probability of an uncertain label
+    tail_rule: str = setting("half", choices=("half", "below_mean", "all"))  # classes of the second round
+    tail_frac: float = setting(0.5, low=0.0, high=1.0)  # share of the classes that rule half takes, the rarest
+    rho_mode: str = setting(
+        "repaired", choices=("repaired", "literal")
+    )  # imbalance ratio: M_max / M_c, or M_c / M_min as printed
+    rho_source: str = setting(
+        "auto", choices=("auto", "labels", "predicted")
+    )  # whose counts; auto: predicted where labels are flat
     votes: int = setting(1, low=1)  # augmented passes averaged when pseudo-labels are made
     smooth: str = setting("none", choices=("none", "segments"))  # probabilities averaged within each segment
     within: str = setting("any", choices=("any", "labelled"))  # classes a scene's pseudo-labels may take
@@ -154,24 +166,30 @@ class LossConfig:
     """The losses of the I-step (Eq. 4 to 8) and of supervised stages."""
 
     feature: str = setting("mifl", choices=("mifl", "focal", "none"))  # beside L_seg-I
-    alpha: float = setting(0.5, low=0.0)
-    alpha_mode: str = setting("constant", choices=("constant", "confidence"))
+    alpha: float = setting(0.5, low=0.0)  # of the focal losses
+    alpha_mode: str = setting("constant", choices=("constant", "confidence"))  # confidence: that of the pseudo-label
     gamma: float = setting(2.0, low=0.0)  # of `focal` (Eq. 4)
-    s: float = setting(10.0, low=0.0)
-    clamp_min: float | None = 0.0
-    gamma_base: str = setting("seed", choices=("seed", "efl"))
-    form: str = setting("softmax", choices=("softmax", "ovr"))
-    efl_weight: bool = False
-    g_source: str = setting("pseudo", choices=("pseudo", "all", "labels"))
-    g_act: str = setting("softmax", choices=("softmax", "sigmoid"))
-    g_reset: str = setting("iter", choices=("iter", "never"))
-    seg_norm: str = setting("joint", choices=("joint", "split"))
+    s: float = setting(10.0, low=0.0)  # upper limit of the focusing factors (Eq. 6)
+    clamp_min: float | None = 0.0  # their lower limit; null: none, as printed
+    gamma_base: str = setting(
+        "seed", choices=("seed", "efl")
+    )  # seed: minus 1 / rho; efl: plus 2, as Equalized Focal Loss
+    form: str = setting(
+        "softmax", choices=("softmax", "ovr")
+    )  # of L_mI-FL: the own class alone, or every class against the rest
+    efl_weight: bool = False  # Equalized Focal Loss' weight of each class
+    g_source: str = setting("pseudo", choices=("pseudo", "all", "labels"))  # rows behind the gradient ratio g
+    g_act: str = setting("softmax", choices=("softmax", "sigmoid"))  # probabilities behind it
+    g_reset: str = setting("iter", choices=("iter", "never"))  # when it begins anew
+    seg_norm: str = setting(
+        "joint", choices=("joint", "split")
+    )  # one mean over given and pseudo-labels, or one of each
     seg_lambda: float = setting(1.0, low=0.0)  # weight of the pseudo-labels where seg_norm is split
     class_weight: str = setting("inv", choices=("inv", "none"))  # 1 / (f + 0.02) of the visible labels
     pseudo_weight: str = setting("none", choices=("none", "inv"))  # the same of the pseudo-labels; seg_norm split
     absent: float = setting(0.0, low=0.0)  # weight of the loss on classes that a scene has no label of; 0: off
     erda: float = setting(0.0, low=0.0)  # weight of the distribution alignment on unlabelled rows; 0: off
-    erda_stages: str = setting("all", choices=STAGES)
+    erda_stages: str = setting("all", choices=STAGES)  # where it is on
     erda_momentum: float = setting(0.999, low=0.0, high=1.0)  # of the class prototypes
     erda_temperature: float = setting(1.0, low=1e-3)  # of the cosine similarities
 
@@ -208,7 +226,7 @@ class OptimConfig:
     weight_decay: float = setting(0.0, low=0.0)
     momentum: float = setting(0.9, low=0.0, high=0.9999)  # of sgd; beta 1 of adam
     grad_clip: float = setting(10.0, low=0.0)  # L2 norm; 0: off
-    precision: str = setting("fp32", choices=("fp32", "bf16"))
+    precision: str = setting("fp32", choices=("fp32", "bf16"))  # of the forward pass
 
 
 @dataclass(frozen=True)
@@ -234,9 +252,9 @@ class CheckpointsConfig:
 class Config:
     """Everything a run depends on."""
 
-    seed: int = 0
+    seed: int = 0  # of labels, weights and batches
     backbone: str = setting("minkunet", choices=BACKBONES)
-    recipe: str = "decoupled"
+    recipe: str = "decoupled"  # a file of configs/recipes, whose settings win over those of a configuration
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

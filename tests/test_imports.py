@@ -25,7 +25,7 @@ LAYERS = """
 | `engine` | all of the above |
 | `report` | `data.cloud`, `data.classes`, `data.io`, `metrics` |
 | `study` | `config`, `report` |
-| `cli`, `options`, `present`, `tools` | anything; nobody imports them |
+| `cli`, `options`, `present`, `describe`, `tools` | anything; nobody imports them |
 """
 # Refused when the package is imported without optional packages. Kernels are defined with Triton's decorator, so the
 # module that tries to import it does so at its top.

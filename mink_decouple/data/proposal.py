@@ -162,7 +162,8 @@ def _config_text(looks: Sequence[Look], train: Sequence[Look], val: Sequence[Loo
     cells = max(int(one.points / max(1.0, (grid / max(one.spacing, 1e-6)) ** 2)) for one in looks)
     crops = cells > 60_000
     rare = f"{len(columns)} columns that every file has: {', '.join(columns) or 'none'}"
-    head = f"""# {root}: {len(looks)} files, a first configuration to change at will. Every key: docs/method.md.
+    head = f"""# {root}: {len(looks)} files, a first configuration to change at will. Every key: docs/settings.md.
+# What the recipe states wins over this file, and --set over both; a run says what that concerns.
 #   mink-decouple check --config THIS
 #   mink-decouple train --config THIS
 recipe: {"outdoor" if outdoors else "decoupled"}
