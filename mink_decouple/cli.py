@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def train(args: argparse.Namespace) -> None:
     with joined(device) as processes:
         output = args.output or Path(processes.text(str(free_folder(config))))
         say(f"run folder: {output}")
-        if args.config is not None and (lost := outweighed(args.config, config)):
+        if args.config is not None and (lost := outweighed(args.config, config, args.recipe)):
             say(f"note: the recipe {config.recipe} decides {', '.join(lost)}, not {args.config}; --set wins over both")
         resume = args.resume or (restarted() and output.is_dir() and any(output.iterdir()))
         with named_settings(config, training=True):
@@ -344,7 +345,8 @@ def experiment(args: argparse.Namespace) -> None:
 
     failures = study.run(choose_device(args.device).type, args.jobs, check_settings)
     print("\n".join(study.table()))
-    print(f"a report: tools/compare.py {shlex.join(study.report_arguments())}")
+    typed = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    print(f"a report: tools/compare.py {typed(study.report_arguments())}")
     if failures:
         raise FailedRuns("\n".join(f"{one.cell.name}: {one.reason} (see {one.log})" for one in failures))
 

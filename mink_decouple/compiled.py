@@ -34,7 +34,7 @@ def kept_in() -> Path | None:
     """The folder that compiled kernels outlive this process in; None where none can be written."""
     given = os.environ.get(GIVEN)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    places = [*([Path(given)] if given else []), BESIDE, Path(home) / "numba"]
+    places = [*([Path(given)] if given else []), BESIDE, *([Path(home) / "numba"] if os.path.isabs(home) else [])]
     return next((place for place in places if place != _own and _writable(place)), None)
 
 

@@ -210,18 +210,36 @@ def load_config(
     return build(merged, str(path))
 
 
-def outweighed(path: Path, config: Config) -> list[str]:
-    """Settings, as `a.b`, that a user's file itself asks for and that the recipe of `config` has decided otherwise."""
-    own = read_yaml(path)
-    if own.pop("resolved", False) or path.resolve().is_relative_to(configs_dir()):
+def outweighed(path: Path, config: Config, recipe_name: str | None = None) -> list[str]:
+    """Settings, as `a.b`, that a user's file asks for and that its recipe has decided otherwise.
+
+    Args:
+        path: the file. It speaks with those of its bases that are the user's, too.
+        config: what came of it.
+        recipe_name: the recipe that was given beside it; None: the file's.
+    """
+    own = _own_tree(path.resolve())
+    if own.pop("resolved", False):
         return []
     try:
-        recipe = shipped("recipes", config.recipe)
-    except ConfigError:  # a file of another place, whose name alone is known
+        recipe = shipped("recipes", recipe_name or own.get("recipe") or config.recipe)
+    except ConfigError:  # --set recipe=FILE: its name alone is known
         return []
     asked, decided = (_flat(_for_backbone(tree, config.backbone, path)) for tree in (own, read_tree(recipe)))
     final = _flat(dataclasses.asdict(config))
     return [key for key, value in asked.items() if key in decided and value != decided[key] == final.get(key)]
+
+
+def _own_tree(path: Path) -> dict[str, Any]:
+    """A file merged over its bases as far as they are not shipped."""
+    if path.is_relative_to(configs_dir()):
+        return {}
+    tree = read_yaml(path)
+    bases = tree.pop("base", [])
+    low: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        low = merge(low, _own_tree((path.parent / base).resolve()))
+    return merge(low, tree)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

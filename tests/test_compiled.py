@@ -44,8 +44,20 @@ def test_a_place_that_is_there_is_taken(tmp_path, monkeypatch, given):
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
     else:
         monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+        monkeypatch.setattr(compiled, "BESIDE", tmp_path / "beside")  # that of an image is nobody's to write
     before = os.environ.get("NUMBA_CACHE_DIR")
     compiled.ensure_place()
     assert os.environ.get("NUMBA_CACHE_DIR") == before
     assert compiled.kept_in() == (tmp_path / "kept" if given else compiled.BESIDE)
     assert [finding.state for finding in doctor._compiled_cache()] == ["ok"]
+
+
+def test_a_user_without_a_home_gets_no_folder_of_that_name(tmp_path, monkeypatch):
+    """`~` stays as it is where nobody knows what it stands for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compiled.os.path, "expanduser", lambda text: text)
+    (tmp_path / "a_file").touch()
+    monkeypatch.setattr(compiled, "BESIDE", tmp_path / "a_file" / "beside")
+    assert compiled.kept_in() is None and [path.name for path in tmp_path.iterdir()] == ["a_file"]

@@ -192,10 +192,16 @@ def test_what_a_recipe_decides_against_a_file_is_known(tmp_path):
         "backbones: {minkunet: {ii: {sampler: natural}}, randla: {labels: {spread: none}}}\n",
     )
     assert base.is_file()
-    assert outweighed(file, load_config(file)) == ["pseudo.delta_d", "ii.sampler"]
-    assert outweighed(file, load_config(file, backbone="randla")) == ["pseudo.delta_d", "labels.spread"]
+    assert outweighed(file, load_config(file)) == ["pseudo.within", "pseudo.delta_d", "ii.sampler"]
+    assert outweighed(file, load_config(file, backbone="randla")) == [
+        "pseudo.within",
+        "pseudo.delta_d",
+        "labels.spread",
+    ]
     asked = load_config(file, overrides={"pseudo": {"delta_d": 0.6}})
-    assert outweighed(file, asked) == ["ii.sampler"]
+    assert outweighed(file, asked) == ["pseudo.within", "ii.sampler"]
+    mine = str(write(tmp_path / "mine.yaml", "pseudo: {votes: 7}\n"))
+    assert outweighed(file, load_config(file, recipe=mine), mine) == ["pseudo.votes"]
     resolved = write(tmp_path / "resolved.yaml", dump(asked))
     assert outweighed(resolved, load_config(resolved)) == []
     assert outweighed(configs_dir() / "synthetic.yaml", load_config()) == []

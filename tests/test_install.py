@@ -13,7 +13,8 @@ NEEDED = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md",
 
 
 def test_a_wheel_holds_the_configurations_and_they_load(tmp_path):
-    pytest.importorskip("setuptools", reason="pip fetches setuptools to build a wheel, and there may be no network")
+    pytest.importorskip("setuptools", "70.1", reason="one that builds wheels; there may be no network to fetch it")
+    pytest.importorskip("pip")
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
     for name in NEEDED:
@@ -32,7 +33,8 @@ def test_a_wheel_holds_the_configurations_and_they_load(tmp_path):
         str(tmp_path),
         str(source),
     ]
-    subprocess.run(build, check=True, capture_output=True)
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), site, "zip")
     code = "from mink_decouple.config import configs_dir, load_config; print(configs_dir()); load_config(recipe='best')"
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -175,9 +175,10 @@ def _found(output: Path, head: Head) -> Manifest | None:
     old, new = pack_head(before.head), pack_head(head)
     for key in ("dataset", "adapter", "classes", "ignored"):
         if old[key] != new[key]:
-            what = "adapter, options and columns" if key == "adapter" else key
+            now = f"with {key} {_short(old[key])}, now it would be {_short(new[key])}"
+            other = "by another version, or with other options or names of columns"
             raise ValueError(
-                f"{output}: prepared with {what} {_short(old[key])}, now it would be {_short(new[key])}; "
+                f"{output}: prepared {other if key == 'adapter' else now}; "
                 "choose another --output, or delete this one to prepare it anew"
             )
     return before

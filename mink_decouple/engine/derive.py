@@ -14,7 +14,7 @@ from mink_decouple.data.ground import fit_ground, planar_spacing
 Column = Callable[[slice], np.ndarray]
 """Rows -> their (n,) or (n, k) values."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a derived feature changes, so that stored grid clouds are made anew."""
 
 

@@ -144,8 +144,11 @@ def _require_one_kind(records: Sequence[Record]) -> None:
     truths = [(one, [sum(row) for row in one.metrics["confusion"]]) for one in records if "confusion" in one.metrics]
     for record, points in truths[1:]:
         if points != truths[0][1]:
-            told = [f"{one.title}, seed {one.seed}: {sum(own):,} points" for one, own in (truths[0], (record, points))]
-            raise ValueError(f"runs scored on different scenes do not compare: {'; '.join(told)}")
+            both = (truths[0], (record, points))
+            number = next(i for i, (ours, theirs) in enumerate(zip(truths[0][1], points)) if ours != theirs)
+            told = [f"{one.title}, seed {one.seed}: {own[number]:,} points" for one, own in both]
+            where = record.classes[number]
+            raise ValueError(f"runs scored on different scenes do not compare: of {where}, {'; '.join(told)}")
 
 
 def _write(path: Path, text: str) -> None:

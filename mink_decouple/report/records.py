@@ -112,7 +112,7 @@ def _record(
     return Record(
         title=config["recipe"],
         backbone=config["backbone"],
-        labels=_budget(str(config["labels"]["budget"]), metrics["label_budget"]),
+        labels=_budget(str(config["labels"]["budget"]), metrics["label_budget"], int(config["seed"])),
         recipe=config["recipe"],
         seed=int(config["seed"]),
         dataset=Path(data["root"]).name if data["dataset"] == "folder" and data.get("root") else data["dataset"],
@@ -136,9 +136,10 @@ def _record(
     )
 
 
-def _budget(asked: str, found: dict[str, Any]) -> str:
-    """The budget as text; of labels that were drawn to a file, what they were drawn by: a file a seed is one budget."""
-    return f"{found['budget']} (file)" if asked.endswith(".npz") and "budget" in found else asked
+def _budget(asked: str, found: dict[str, Any], seed: int) -> str:
+    """The budget as text; of labels drawn to a file by the run's own seed, that of the draw: one for all seeds."""
+    drawn = asked.endswith(".npz") and "budget" in found and found.get("seed") == seed
+    return f"{found['budget']} (file)" if drawn else asked
 
 
 def load(paths: Iterable[Path]) -> list[Record]:

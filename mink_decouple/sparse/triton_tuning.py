@@ -59,8 +59,9 @@ def choose(key: tuple[object, ...], candidates: Callable[[], Sequence[Tile]], ru
     name, path = " ".join(map(str, key)), _path()
     tile = _read(path).get(name)
     if tile not in tiles:
-        tile = _fastest(tiles, run)
-        _write(path, {**_read(path), name: tile})
+        tile, all_fit = _fastest(tiles, run)
+        if all_fit:  # else another might be the fastest on a GPU with more room
+            _write(path, {**_read(path), name: tile})
     _known[key] = tile
     return tile
 
@@ -69,19 +70,23 @@ def _may_time() -> bool:
     return not INTERPRETED and torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()
 
 
-def _fastest(candidates: Sequence[Tile], run: Callable[[Tile], object]) -> Tile:
+def _fastest(candidates: Sequence[Tile], run: Callable[[Tile], object]) -> tuple[Tile, bool]:
+    """The fastest tile, and whether there was memory for all; raises OutOfMemoryError where there was for none."""
     seconds: dict[Tile, float] = {}
     failure: Exception | None = None
+    full: torch.OutOfMemoryError | None = None
     for tile in candidates:
         try:
             seconds[tile] = _seconds(lambda tile=tile: run(tile))  # type: ignore[misc] # bound now
-        except torch.OutOfMemoryError:
-            raise  # of the batch, not of the tile: the caller names what to lower
+        except torch.OutOfMemoryError as error:
+            full = error
         except Exception as error:  # a tile may ask for more shared memory or registers than the GPU has
             failure = error
+    if not seconds and full is not None:
+        raise full
     if not seconds:
         raise RuntimeError("no tile size of the Triton kernel runs on this GPU") from failure
-    return min(seconds, key=lambda tile: seconds[tile])
+    return min(seconds, key=lambda tile: seconds[tile]), full is None
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -166,15 +166,21 @@ class Study:
             if self.state(cell) == "done":
                 found.append(replace(kept.read_run(self.folder(cell)), title=cell.title))
             elif (record := self.recorded.get(self._key(cell))) is not None:
-                found.append(replace(record, title=cell.title, labels=cell.config.labels.budget))
+                found.append(replace(record, title=cell.title))
         path = self.output / "records.json"
         kept.save(path, found)
         return path
 
     def report_arguments(self) -> list[str]:
         """What `compare` is to be told for a report of the finished runs; writes their records first."""
-        asked = self.experiment.reference, self.experiment.title
-        named = [part for flag, text in zip(("--reference", "--title"), asked) if text for part in (flag, text)]
+        titles = {cell.title for cell, _ in self.finished()}
+        asked = {"--reference": self.experiment.reference, "--title": self.experiment.title}
+        named = [
+            part
+            for flag, text in asked.items()
+            if text and (flag == "--title" or text in titles)
+            for part in (flag, text)
+        ]
         return [str(self.output), str(self.write_records()), "--output", str(self.output / "report.html"), *named]
 
     def _seconds(self) -> list[tuple[Cell, float]]:

@@ -166,7 +166,7 @@ def test_a_scene_that_fails_is_named_and_does_not_lose_the_others(tmp_path, down
 def test_versions_datasets_and_other_folders_are_not_mixed(tmp_path, download, prepared, monkeypatch):
     before = files(prepared)
     with pytest.raises(
-        ValueError, match=r"prepared with adapter, options and columns 1, now it would be 2; choose another --output"
+        ValueError, match=r"prepared by another version, or with other .* columns; choose another --output"
     ):
         prepare(NewVersion, download, prepared, workers=1)
     monkeypatch.setattr(FakeRaw, "name", "twin")

@@ -48,7 +48,9 @@ def test_names_of_columns_that_were_corrected_do_not_keep_old_scenes(tmp_path):
     (root / "classes.yaml").write_text(head + "columns: [x, y, z, blue, green, red, label]\n")
     prepare(ADAPTERS["folder"], root, out, workers=1)
     (root / "classes.yaml").write_text(head + "columns: [x, y, z, red, green, blue, label]\n")
-    with pytest.raises(ValueError, match=r"prepared with adapter, options and columns \d+, now .* choose another"):
+    with pytest.raises(
+        ValueError, match="prepared by another version, or with other options or names of columns; choose"
+    ):
         prepare(ADAPTERS["folder"], root, out, workers=1)
 
 

@@ -187,7 +187,7 @@ def test_what_records_cannot_show_is_said(tmp_path):
                 made(),
                 replace(made("supervised"), metrics={**made().metrics, "confusion": [[9, 0, 0], [0, 9, 0], [0, 0, 9]]}),
             ],
-            "scored on different scenes do not compare: decoupled, seed 0: 36 points; supervised, seed 0: 27 points",
+            "different scenes do not compare: of floor, decoupled, seed 0: 12 points; supervised, seed 0: 9 points",
         ),
     ],
 )

@@ -62,7 +62,8 @@ def test_a_record_holds_what_the_folder_says(tmp_path):
 @pytest.mark.parametrize(
     ("budget", "found", "told"),
     [
-        ("s0.npz", {"labelled": 2, "budget": "1pt"}, "1pt (file)"),
+        ("s0.npz", {"labelled": 2, "budget": "1pt", "seed": 0}, "1pt (file)"),
+        ("s0.npz", {"labelled": 2, "budget": "1pt", "seed": 3}, "s0.npz"),
         ("s0.npz", {"labelled": 2}, "s0.npz"),
         ("1pt", {"budget": "1pt"}, "1pt"),
     ],

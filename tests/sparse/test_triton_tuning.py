@@ -88,6 +88,18 @@ def test_a_batch_that_does_not_fit_is_not_the_tile_s_fault(runs: list[Tile]) -> 
     assert "outer 8" not in triton_tuning._read(triton_tuning._path())
 
 
+def test_a_tile_that_did_not_fit_leaves_the_choice_open(runs: list[Tile], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(tile: Tile) -> None:
+        if tile == WIDE:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        runs.append(tile)
+
+    assert choose(("outer", 9), lambda: [SMALL, WIDE], run) == SMALL
+    assert "outer 9" not in triton_tuning._read(triton_tuning._path())
+    forget(monkeypatch)
+    assert choose(("outer", 9), lambda: [SMALL, WIDE], recording(runs)) == WIDE  # type: ignore[arg-type]
+
+
 def test_without_a_clock_the_first_tile_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_tuning, "_may_time", lambda: False)
     assert choose(("outer", 7), lambda: [WIDE, SMALL], lambda tile: pytest.fail("ran")) == WIDE
