@@ -103,9 +103,11 @@ class Trainer(Run):
         if self.optimizer is None:
             self.optimizer = self._optimizer(stage)
         self.forward = self.processes.averaged(ForwardPass(self.model))  # all processes are here, resumed or not
-        steps, started = config.schedule.steps or self._steps(), time.perf_counter()
-        balance = self._balance(labels)  # may make segments and grow a forest
-        self._add_seconds(stage.name, started)
+        steps, balance = config.schedule.steps or self._steps(), None
+        if state.epoch < stage.epochs:  # else the stage was taken over, or only its score is missing
+            started = time.perf_counter()
+            balance = self._balance(labels)  # may make segments and grow a forest
+            self._add_seconds(stage.name, started)
         for epoch in progress(range(state.epoch, stage.epochs), stage.name):
             if self._renews(stage, epoch):
                 labels = self._pseudo_labels(stage, table_path)
