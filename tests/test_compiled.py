@@ -61,3 +61,23 @@ def test_a_user_without_a_home_gets_no_folder_of_that_name(tmp_path, monkeypatch
     (tmp_path / "a_file").touch()
     monkeypatch.setattr(compiled, "BESIDE", tmp_path / "a_file" / "beside")
     assert compiled.kept_in() is None and [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_processes_that_compile_at_once_never_get_each_other_s_code(tmp_path):
+    """One writes its index while the other, which has read it before, is between its own index and its code."""
+    from mink_decouple.jit import numba
+
+    first, second = (numba.core.caching.IndexDataCacheFile(str(tmp_path), "f", "stamp") for _ in range(2))
+    second._load_index = dict
+    write = first._save_data
+
+    def held_up(name, data):
+        second.save("float64", "code for float64")
+        write(name, data)
+
+    first._save_data = held_up
+    first.save("float32", "code for float32")
+    reader = numba.core.caching.IndexDataCacheFile(str(tmp_path), "f", "stamp")
+    for kind in ("float32", "float64"):
+        assert reader.load(kind) in (None, f"code for {kind}")
+    assert reader.load("float32") == "code for float32"

@@ -10,7 +10,8 @@ neighbours in the order of keys, so one sort serves every level of cell sizes.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from mink_decouple.jit import njit
 
 MAX_BITS = 21
 """Bits per axis of a key at most."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.groups import Groups
 from mink_decouple.data.voxels import voxelise
+from mink_decouple.jit import njit
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 
 from mink_decouple.data.grid import grid_origin
 from mink_decouple.data.voxels import cell_keys, unique_keys
+from mink_decouple.jit import njit
 
 COORDS, LABELS, FEATURE = "coords", "labels", "features."
 """Names of the columns of a grid cloud; that of a feature is behind the last."""

@@ -6,8 +6,8 @@ The kernels release the GIL: loader threads call them side by side, and the main
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mink_decouple.jit import njit
 from mink_decouple.threads import share_from_main
 
 

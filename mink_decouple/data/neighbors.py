@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from mink_decouple.data.cells import MAX_BITS, build_table, cell_keys, crowding, gather_bits, slot_of, sort_keys, spread
+from mink_decouple.jit import njit
 from mink_decouple.threads import share_from_main
 
 _PER_CELL = 0.4  # points that a cell must hold, for each neighbour wanted

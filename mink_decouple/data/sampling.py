@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from mink_decouple.jit import njit
 
 SHAPES = ("sphere", "column")
 

@@ -11,12 +11,12 @@ graph of nearest neighbours: here an edge weighs the angle between normals and t
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from mink_decouple.config import SegmentsConfig
 from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.groups import Groups
 from mink_decouple.data.neighbors import knn
+from mink_decouple.jit import njit
 
 
 def over_segment(grid: GridCloud, options: SegmentsConfig) -> np.ndarray:

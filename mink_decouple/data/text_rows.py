@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numba import njit
+
+from mink_decouple.jit import njit
 
 BLOCK = 1 << 22
 """Bytes read at a time."""

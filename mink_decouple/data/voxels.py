@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from mink_decouple.data.groups import group_mean, majority
+from mink_decouple.jit import njit
 from mink_decouple.threads import share_from_main
 
 __all__ = ["AXIS_BITS", "Voxels", "cell_keys", "group_mean", "majority", "unique_keys", "voxelise"]

@@ -10,9 +10,9 @@ joined in order, so the number of threads changes no bit.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from mink_decouple.jit import numba
 from mink_decouple.models import row_vectors as vectors
 
 CHUNK = 512

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from mink_decouple.jit import numba
 
 LANES = 8
 """Channels handled at once; rows of another multiple are left to torch."""

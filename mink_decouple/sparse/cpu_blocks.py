@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 
+from mink_decouple.jit import numba
 from mink_decouple.sparse.cpu_tiles import LOOKAHEAD
 from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.threads import share

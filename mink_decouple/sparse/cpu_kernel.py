@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.jit import numba
 from mink_decouple.sparse import cpu_blocks, cpu_tiles, rows
 from mink_decouple.sparse.cpu_blocks import BLOCK_ROWS, blocks_of
 from mink_decouple.sparse.cpu_tiles import (

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from mink_decouple.jit import numba
 
 # numba takes another target from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
 _CONFIG: Any = numba.config

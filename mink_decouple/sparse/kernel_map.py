@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mink_decouple.jit import numba
 from mink_decouple.threads import share
 
 AXIS_BITS = 18

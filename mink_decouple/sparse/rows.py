@@ -8,12 +8,13 @@ NumPy has no bfloat16, so the bits travel as int16 and are widened as they are r
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from numba.core import types
 from numba.extending import overload
 from torch import Tensor
+
+from mink_decouple.jit import numba
 
 
 def array(values: Tensor) -> np.ndarray:
