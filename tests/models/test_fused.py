@@ -29,6 +29,7 @@ def everything(net, batch, weights):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("k", [5, 16])
 def test_a_step_equals_the_plain_network_in_double_precision(training, k):
+    torch.manual_seed(0)  # of one network in thirty some value lies so near a kink that the precisions differ about it
     net = scramble(RandLANet(3, d_out=(16, 64), ratios=(4, 2)), 0).train(training)
     batch = draw(700, 1, k=k, dtype=torch.float32)
     weights = torch.randn(700, net.out_channels, generator=torch.Generator().manual_seed(0))
