@@ -29,4 +29,4 @@ def _save(self: Any, key: Any, data: Any) -> None:
 
 
 if all(hasattr(getattr(caching, "IndexDataCacheFile", None), part) for part in _PARTS):
-    caching.IndexDataCacheFile.save = _save  # type: ignore[method-assign]  # in its place
+    caching.IndexDataCacheFile.save = _save  # type: ignore[method-assign]  # numba has no hook for it
