@@ -138,8 +138,9 @@ def make_pseudo_labels(
                 spread = torch.from_numpy(reach[scene.name])
                 labels = give_spread(labels, shown, spread)
                 reached = reached + torch.bincount(spread[spread >= 0], minlength=classes)
-            if (truth >= 0).any():
-                total, known = total + quality(labels, torch.from_numpy(truth), classes, shown), 1
+            compared = quality(labels, torch.from_numpy(truth), classes, shown)
+            if compared.hidden.any():  # some truth beside the given labels
+                total, known = total + compared, 1
             yield scene.name, labels
 
     table = _gathered(PseudoLabelTable(classes, choose()), scenes, processes)  # packs each before the next is chosen

@@ -24,6 +24,9 @@ from mink_decouple.engine.processes import Processes
 BLOCK_POINTS = 1 << 22
 """Raw points that scoring looks at together."""
 
+MOSTLY = 0.5
+"""Share of a scene's grid points that must have a label for its labels to tell which classes it lacks."""
+
 
 class Source(Protocol):
     """Where the arrays of a scene come from; each call may make them anew."""
@@ -111,7 +114,7 @@ class Scene:
     Attributes:
         source: where its arrays come from.
         given: the labels that training may see, packed; None for none.
-        occurring: (C,) bool classes that occur in the scene, where its labels tell (`LabelSet.complete`); else None.
+        occurring: (C,) bool classes that occur in the scene, where its labels tell (`reveal`); else None.
     """
 
     source: Source
@@ -195,13 +198,25 @@ def load_scene(config: Config, dataset: Any, name: str) -> Scene:
 
 
 def reveal(scenes: list[Scene], labels: LabelSet) -> list[Scene]:
-    """The scenes with the labels of `labels` visible; a scene it does not name has none."""
+    """The scenes with the labels of `labels` visible; a scene it does not name has none.
 
-    def occurring(name: str) -> np.ndarray | None:
-        found = class_counts(labels.label.get(name, np.empty(0, np.int64)), len(labels.classes)) > 0
-        return found if labels.complete and found.any() else None
+    A budget that draws from every class tells which classes a scene lacks (`Scene.occurring`), unless most of the scene
+    has no label to draw from: its annotator may have left out whole objects.
+    """
 
-    return [replace(s, given=pack_ids(visible(labels, s.grid)), occurring=occurring(s.name)) for s in scenes]
+    def occurring(scene: Scene) -> np.ndarray | None:
+        found = class_counts(labels.label.get(scene.name, np.empty(0, np.int64)), len(labels.classes)) > 0
+        return found if labels.complete and found.any() and mostly_labelled(scene) else None
+
+    return [replace(s, given=pack_ids(visible(labels, s.grid)), occurring=occurring(s)) for s in scenes]
+
+
+def mostly_labelled(scene: Scene) -> bool:
+    """Whether at least `MOSTLY` of the grid points have a label, shown or hidden.
+
+    Of a cloud without any labels those of a file stand for whatever cloud they were drawn from: True.
+    """
+    return not scene.labelled or float((scene.truth >= 0).mean()) >= MOSTLY
 
 
 def training_labels(config: Config, dataset: Any, scenes: list[Scene], file: Path | None = None) -> LabelSet:

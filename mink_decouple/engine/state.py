@@ -186,13 +186,18 @@ def _settings(text: str) -> list[str]:
     return lines
 
 
-def introduce(config: Config, labels: LabelSet) -> str:
-    """What a run says of its labels when it begins."""
+def introduce(config: Config, labels: LabelSet, scenes: Sequence[Scene]) -> str:
+    """What a run says of its labels, revealed in `scenes`, when it begins."""
     asked = {"loss.absent": config.loss.absent > 0, "pseudo.within": config.pseudo.within == "labelled"}
     names = [key for key, on in asked.items() if on]
-    if not names or labels.complete:
+    silent = [s.name for s in scenes if s.occurring is None and len(labels.label.get(s.name, ()))]
+    if not names or not silent:
         return describe(labels)
-    told = f"labels {labels.meta['budget']} do not tell which classes a scene has: {' and '.join(names)} without effect"
+    if labels.complete:
+        what = f"{silent[0]}{f' and {len(silent) - 1} more' if len(silent) > 1 else ''}: most points have no label, so "
+        told = f"{what}the labels do not tell which classes are there: {' and '.join(names)} without effect"
+    else:
+        told = f"labels {labels.meta['budget']} do not tell which classes a scene has: {' and '.join(names)} without effect"
     return f"{describe(labels)}\n{told}"
 
 

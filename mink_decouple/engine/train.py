@@ -54,7 +54,7 @@ class Trainer(Run):
         Raises:
             Stopped: SIGINT or SIGTERM came; the run can be resumed.
         """
-        say(introduce(self.config, self.labels))
+        say(introduce(self.config, self.labels, self.scenes))
         try:
             with self.interrupt.handled():
                 return self._run()
@@ -298,9 +298,8 @@ class Trainer(Run):
             self.events.scalars(f"pseudo_{key}", record.get(key, {}), self.state.step)
         total = selection.table.counts().sum(1).tolist()
         correct = ""
-        if selection.quality is not None:
-            q = selection.quality
-            correct = f", {100 * float(q.correct.sum()) / max(int(q.selected.sum()), 1):.1f} % of them right"
+        if (q := selection.quality) is not None and q.selected.any():
+            correct = f", {100 * float(q.correct.sum()) / int(q.selected.sum()):.1f} % of them right"
         say(f"{stage.name}: {total[0]} certain and {total[1]} uncertain pseudo-labels{correct}")
         self._add_seconds(f"{stage.name}_pseudo_labels", started)
         return scene_labels(self.scenes, selection.table)

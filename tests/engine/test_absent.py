@@ -54,6 +54,34 @@ def test_a_scan_without_any_label_may_hold_every_class(lacking):
     assert a.possible(3).tolist() == UNKNOWN
 
 
+def strokes(path, points=20):
+    """Leave a cloud that many labels of each class."""
+    with np.load(path) as stored:
+        room = dict(stored)
+    kept = [np.flatnonzero(room["label"] == raw)[:points] for raw in (1, 2, 7)]
+    room["label"][np.setdiff1d(np.arange(len(room["label"])), np.concatenate(kept))] = 0
+    np.savez(path, **room)
+
+
+@pytest.mark.parametrize("budget", ["1pt", "5%", "full"])
+def test_a_cloud_of_which_most_is_unlabelled_may_hold_every_class(lacking, tmp_path, capsys, budget):
+    strokes(tmp_path / "a.npz")
+    config = lacking(labels={"budget": budget}, pseudo={"within": "labelled"})
+    a, _ = revealed(config)
+    assert a.possible(3).tolist() == UNKNOWN
+    Trainer(config, tmp_path / "run", CPU).run()
+    said = capsys.readouterr().out
+    assert "a: most points have no label, so the labels do not tell which classes are there: pseudo.within" in said
+
+
+def test_where_all_that_is_known_is_given_nothing_is_said_of_how_many_are_right(lacking, tmp_path, capsys):
+    for name in "abc":
+        strokes(tmp_path / f"{name}.npz")
+    Trainer(lacking(labels={"budget": "full"}, pseudo={"delta_d": 0.0}), tmp_path / "run", CPU).run()
+    said = capsys.readouterr().out
+    assert "uncertain pseudo-labels" in said and "of them right" not in said
+
+
 def test_pseudo_labels_are_of_classes_that_the_scene_has(lacking, monkeypatch):
     def sure(model, config, scene, classes, device, votes):
         return np.tile(np.float32([0.02, 0.08, 0.9]), (len(scene.grid), 1))
