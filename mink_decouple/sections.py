@@ -233,7 +233,7 @@ class OptimConfig:
 class EvalConfig:
     """Voting evaluation on raw points."""
 
-    votes: int = setting(4, low=1)  # augmented passes averaged
+    votes: int = setting(4, low=1)  # passes averaged, turned and mirrored as far as `augment` does
     smooth: str = setting("none", choices=("none", "segments"))  # then pooled within each segment
     every_iteration: bool = True  # evaluate after the pre-training and after every iteration
     every: str = setting("iteration", choices=("iteration", "epoch"))  # epoch: after those of I- and joint steps, too

@@ -253,7 +253,7 @@ def compose(spec: Mapping[str, Mapping[str, Any] | bool | None]) -> Callable[[Sa
     unknown = sorted(set(spec) - set(TRANSFORMS))
     if unknown:
         raise ValueError(f"transform {unknown[0]!r}: choose from {', '.join(TRANSFORMS)}")
-    steps = [(TRANSFORMS[name], _arguments(name, spec[name])) for name in TRANSFORMS if _is_on(spec.get(name))]
+    steps = [(TRANSFORMS[name], _arguments(name, spec[name])) for name in TRANSFORMS if is_on(spec.get(name))]
 
     def apply(sample: Sample, rng: Rng) -> Sample:
         for transform, arguments in steps:
@@ -263,7 +263,8 @@ def compose(spec: Mapping[str, Mapping[str, Any] | bool | None]) -> Callable[[Sa
     return apply
 
 
-def _is_on(value: Mapping[str, Any] | bool | None) -> bool:
+def is_on(value: Mapping[str, Any] | bool | None) -> bool:
+    """Whether a transform of a configuration is applied."""
     return value is not None and value is not False
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,26 +15,35 @@ from mink_decouple.data.grid import GridCloud
 from mink_decouple.data.sampling import SampleIndex, coverage, middle
 from mink_decouple.data.segments import over_segment, pool
 from mink_decouple.data.tiles import Tile, tiles
-from mink_decouple.data.transforms import Sample, linear
+from mink_decouple.data.transforms import Sample, is_on, linear
 from mink_decouple.engine.batches import Labelled, SceneLabels, make_batch, prefetch, pyramid_later
 from mink_decouple.engine.runtime import generator
 from mink_decouple.engine.scenes import Scene
 from mink_decouple.models.segmenter import Segmenter
 
 
-def turned(vote: int) -> Callable[[Sample, np.random.Generator], Sample]:
-    """The augmentation of a vote: the eight symmetries of the square about the vertical, then slight scales of them.
+def turned(vote: int, augment: Mapping[str, Any]) -> Callable[[Sample, np.random.Generator], Sample]:
+    """The augmentation of a vote: the symmetries of the square about the vertical, then slight scales of them.
 
-    Vote 0 leaves the sample as it is.
+    Only those that training showed the network: quarter turns where `augment` has `rotate_z`, mirrored ones where it
+    has `flip`, scales where it has `scale`. Vote 0 leaves the sample as it is.
     """
-    quarter, mirror, size = vote % 4, vote // 4 % 2, 1.0 + 0.05 * (vote // 8)
+    turns, mirrors = _symmetries(augment)
+    quarter, mirror = vote % turns, vote // turns % mirrors
+    size = 1.0 + 0.05 * (vote // (turns * mirrors)) if is_on(augment.get("scale")) else 1.0
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter]
     matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ np.diag([-1.0 if mirror else 1.0, 1.0, 1.0]) * size
+    plain = (quarter, mirror, size) == (0, 0, 1.0)
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
-        return sample if vote == 0 else linear(sample, matrix, size)
+        return sample if plain else linear(sample, matrix, size)
 
     return apply
+
+
+def _symmetries(augment: Mapping[str, Any]) -> tuple[int, int]:
+    """Turns and mirror images that a network trained with `augment` has seen."""
+    return (4 if is_on(augment.get("rotate_z")) else 1), (2 if is_on(augment.get("flip")) else 1)
 
 
 def crops(config: Config, scene: Scene, key: int | str = 0) -> list[SampleIndex]:
@@ -149,6 +160,8 @@ def _tiles(
     """
     coords = scene.grid.coords
     centre = middle(coords)
+    if not is_on(config.augment.get("scale")):
+        votes = min(votes, math.prod(_symmetries(config.augment)))  # further ones would see the same again
     for number, tile in enumerate(tiles(coords, WHOLE_POINTS, _margin(config))):
         index = SampleIndex(scene.name, tile.points, centre)
         pieces = [Piece(index, vote, ("vote", scene.name, vote, number)) for vote in range(votes)]
@@ -178,7 +191,12 @@ def _passes(
             def job(piece: Piece = piece) -> Labelled:
                 item = (scene, labels, piece.index)
                 return make_batch(
-                    config, classes, [item], turned(piece.vote), generator(config.seed, *piece.key), later
+                    config,
+                    classes,
+                    [item],
+                    turned(piece.vote, config.augment),
+                    generator(config.seed, *piece.key),
+                    later,
                 )
 
             yield job

@@ -106,7 +106,9 @@ def scene_features(
         if not (place[index.points] >= 0).any():
             continue
         rng = generator(config.seed, "features", scene.name, number)
-        item = make_batch(config, classes, [(scene, labels, index)], turned(0), rng, pyramid_later(config, device))
+        item = make_batch(
+            config, classes, [(scene, labels, index)], turned(0, config.augment), rng, pyramid_later(config, device)
+        )
         moved = item.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             features = model.features(moved.batch)

@@ -194,11 +194,11 @@ def introduce(config: Config, labels: LabelSet, scenes: Sequence[Scene]) -> str:
     if not names or not silent:
         return describe(labels)
     if labels.complete:
-        what = f"{silent[0]}{f' and {len(silent) - 1} more' if len(silent) > 1 else ''}: most points have no label, so "
-        told = f"{what}the labels do not tell which classes are there: {' and '.join(names)} without effect"
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        why = f"{silent[0]}{more}: most points have no label, so the labels do not tell which classes are there"
     else:
-        told = f"labels {labels.meta['budget']} do not tell which classes a scene has: {' and '.join(names)} without effect"
-    return f"{describe(labels)}\n{told}"
+        why = f"labels {labels.meta['budget']} do not tell which classes a scene has"
+    return f"{describe(labels)}\n{why}: {' and '.join(names)} without effect"
 
 
 def label_budget(labels: LabelSet) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mink_decouple.data.segments import over_segment
-from mink_decouple.data.transforms import Sample
+from mink_decouple.data.transforms import Sample, is_on
 from mink_decouple.engine import predict
 from mink_decouple.engine.batches import prefetch
 from mink_decouple.engine.evaluate import evaluate, make_model
@@ -104,7 +104,11 @@ def test_one_vote_over_the_whole_scene_is_the_plain_forward_pass(make_config):
     from mink_decouple.engine.runtime import generator
 
     item = make_batch(
-        config, 3, [(scenes[0], SceneLabels.given(scenes[0]), crops(config, scenes[0])[0])], turned(0), generator(0)
+        config,
+        3,
+        [(scenes[0], SceneLabels.given(scenes[0]), crops(config, scenes[0])[0])],
+        turned(0, config.augment),
+        generator(0),
     )
     with torch.no_grad():
         plain = model(item.batch).softmax(1)[item.batch.inverse]
@@ -123,12 +127,47 @@ def test_scores_are_on_raw_points_and_ignored_ones_do_not_count(make_config):
 def test_the_first_eight_votes_are_eight_rigid_symmetries():
     coords = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     sample = Sample("s", coords, {}, np.full(5, -1), np.arange(5), np.zeros(3))
-    seen = [turned(vote)(sample, np.random.default_rng(0)).coords for vote in range(8)]
+    augment = {"rotate_z": {}, "flip": {}, "scale": {}}
+    seen = [turned(vote, augment)(sample, np.random.default_rng(0)).coords for vote in range(8)]
     assert len({moved.tobytes() for moved in seen}) == 8
     for moved in seen:
         np.testing.assert_allclose(np.linalg.norm(moved, axis=1), np.linalg.norm(coords, axis=1), rtol=1e-5)
         np.testing.assert_array_equal(moved[:, 2], coords[:, 2])
-    assert np.abs(turned(8)(sample, np.random.default_rng(0)).coords).sum() > np.abs(coords).sum()
+    assert np.abs(turned(8, augment)(sample, np.random.default_rng(0)).coords).sum() > np.abs(coords).sum()
+
+
+@pytest.mark.parametrize(
+    ("augment", "views"),
+    [
+        ({}, 1),
+        ({"jitter": {}, "rotate_z": None}, 1),
+        ({"flip": {}}, 2),
+        ({"rotate_z": True, "flip": False}, 4),
+        ({"scale": {}}, 16),
+        ({"rotate_z": {}, "flip": {}}, 8),
+    ],
+)
+def test_votes_see_a_scene_as_training_may_have_shown_it_and_no_other_way(augment, views):
+    coords = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    sample = Sample("s", coords, {}, np.full(5, -1), np.arange(5), np.zeros(3))
+    seen = [turned(vote, augment)(sample, np.random.default_rng(0)).coords for vote in range(16)]
+    assert len({moved.tobytes() for moved in seen}) == views
+    np.testing.assert_array_equal(seen[0], coords)
+    size = [np.linalg.norm(moved) for moved in seen]
+    assert (max(size) > 1.01 * min(size)) == ("scale" in augment)
+    if not is_on(augment.get("rotate_z")):
+        np.testing.assert_allclose(np.abs(seen[1]) / size[1], np.abs(coords) / size[0], rtol=1e-5)
+
+
+def test_a_whole_scene_is_not_asked_twice_for_the_same_view(make_config, monkeypatch):
+    config = make_config("minkunet", augment={"rotate_z": None, "flip": {}})
+    scenes, classes = scenes_of(config)
+    model, calls = make_model(config, classes), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda batch: calls.append(1) or forward(batch))
+    two, nine = (probabilities(model, config, scenes[0], 3, CPU, votes=votes) for votes in (2, 9))
+    assert len(calls) == 4
+    np.testing.assert_array_equal(two, nine)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

@@ -61,7 +61,11 @@ def test_features_are_those_of_a_plain_pass(trained):
     trainer, output = trained()
     scene = trainer.pictured
     item = make_batch(
-        trainer.config, 3, [(scene, SceneLabels.given(scene), crops(trainer.config, scene)[0])], turned(0), generator(0)
+        trainer.config,
+        3,
+        [(scene, SceneLabels.given(scene), crops(trainer.config, scene)[0])],
+        turned(0, trainer.config.augment),
+        generator(0),
     )
     with torch.no_grad():
         plain = trainer.model.eval().features(item.batch)[item.batch.inverse].numpy()
