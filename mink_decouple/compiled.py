@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def ensure_place() -> None:
         return  # numba says what it misses
     atexit.register(shutil.rmtree, _own, ignore_errors=True)
     os.environ[GIVEN] = str(_own)
+    if "numba" in sys.modules:  # it has read its environment
+        sys.modules["numba"].config.CACHE_DIR = str(_own)
 
 
 def kept_in() -> Path | None:

@@ -106,8 +106,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """One YAML mapping merged over the files its `base:` names (relative to it)."""
+def read_tree(path: Path, backbone: str | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One YAML mapping merged over the files its `base:` names (relative to it).
+
+    With a backbone every file has its section of that backbone merged over its own settings first, so that a file wins
+    over all of its bases.
+    """
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path}: `base:` leads back to itself")
@@ -118,8 +122,8 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: base: expected a file or a list of files, found {bases!r}")
     low: dict[str, Any] = {}
     for base in bases:
-        low = merge(low, read_tree(path.parent / base, (*seen, path)))
-    return merge(low, tree)
+        low = merge(low, read_tree(path.parent / base, backbone, (*seen, path)))
+    return merge(low, tree if backbone is None else _for_backbone(tree, backbone, path))
 
 
 def configs_dir() -> Path:
@@ -173,9 +177,9 @@ def load_config(
 ) -> Config:
     """The configuration of one run.
 
-    Order, later wins: dataclass defaults, `configs/backbone/NAME.yaml`, the file with its bases, the file's
-    `backbones: NAME:` section, `configs/recipes/NAME.yaml` with its bases, that file's section of the same kind,
-    `overrides`. A resolved file (one that a run wrote) stands alone below the overrides.
+    Order, later wins: dataclass defaults, `configs/backbone/NAME.yaml`, the file, `configs/recipes/NAME.yaml`,
+    `overrides`; a file and a recipe over their bases, in each the section `backbones: NAME:` over the rest. A resolved
+    file (one that a run wrote) stands alone below the overrides.
 
     Raises:
         ConfigError: every unknown key, wrong type and wrong value, one line each.
@@ -196,14 +200,13 @@ def load_config(
         )
     recipe_name = str(overrides.get("recipe") or recipe or tree.get("recipe") or Config.recipe)
     merged = read_tree(shipped("backbone", name))
-    recipe_path = shipped("recipes", recipe_name)
-    chosen = _for_backbone(read_tree(recipe_path), name, recipe_path)
+    chosen = read_tree(shipped("recipes", recipe_name), name)
     budget, asked = (layer.get("labels", {}).get("budget") for layer in (chosen, overrides))
     if budget is not None and asked is not None and asked != budget:
         raise ConfigError(
             f"labels.budget {asked!r}: the recipe {recipe_name!r} is for the budget {budget!r}; drop --labels"
         )
-    for layer in (_for_backbone(tree, name, path), chosen, overrides):
+    for layer in (read_tree(path, name), chosen, overrides):
         merged = merge(merged, layer)
     merged["backbone"] = name
     merged["recipe"] = Path(recipe_name).stem if recipe_name.endswith((".yaml", ".yml")) else recipe_name
@@ -218,28 +221,28 @@ def outweighed(path: Path, config: Config, recipe_name: str | None = None) -> li
         config: what came of it.
         recipe_name: the recipe that was given beside it; None: the file's.
     """
-    own = _own_tree(path.resolve())
+    own = _own_tree(path.resolve(), config.backbone)
     if own.pop("resolved", False):
         return []
     try:
         recipe = shipped("recipes", recipe_name or own.get("recipe") or config.recipe)
     except ConfigError:  # --set recipe=FILE: its name alone is known
         return []
-    asked, decided = (_flat(_for_backbone(tree, config.backbone, path)) for tree in (own, read_tree(recipe)))
+    asked, decided = _flat(own), _flat(read_tree(recipe, config.backbone))
     final = _flat(dataclasses.asdict(config))
     return [key for key, value in asked.items() if key in decided and value != decided[key] == final.get(key)]
 
 
-def _own_tree(path: Path) -> dict[str, Any]:
-    """A file merged over its bases as far as they are not shipped."""
+def _own_tree(path: Path, backbone: str) -> dict[str, Any]:
+    """A file merged over its bases as far as they are not shipped, as `read_tree` does."""
     if path.is_relative_to(configs_dir()):
         return {}
     tree = read_yaml(path)
     bases = tree.pop("base", [])
     low: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        low = merge(low, _own_tree((path.parent / base).resolve()))
-    return merge(low, tree)
+        low = merge(low, _own_tree((path.parent / base).resolve(), backbone))
+    return merge(low, _for_backbone(tree, backbone, path))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,7 +72,7 @@ class ViewConfig:
 
     crop_points: int = setting(0, low=0)  # grid points of a crop; 0: whole scenes
     shape: str = setting("sphere", choices=("sphere", "column"))  # of a crop; column: whatever the height
-    batch: int = setting(4, low=1)  # crops of a micro-batch
+    batch: int = setting(4, low=1, high=511)  # crops of a micro-batch
     max_points: int = setting(
         0, low=0
     )  # grid points of a micro-batch at most, with fewer than `batch` crops; 0: no limit

@@ -65,12 +65,27 @@ def test_later_layers_win_and_mappings_merge(tmp_path):
 
 def test_a_recipe_s_section_of_a_backbone_wins_over_the_recipe_and_the_file_but_not_over_the_command_line(tmp_path):
     file = write(tmp_path / "file.yaml", "backbones: {randla: {view: {batch: 5, k: 9}}}")
-    low = write(tmp_path / "low.yaml", "view: {batch: 2}\nbackbones: {randla: {view: {batch: 3}}}")
-    recipe = write(tmp_path / "recipe.yaml", f"base: {low.name}\nview: {{batch: 4}}")
+    low = write(tmp_path / "low.yaml", "view: {batch: 2}\nbackbones: {randla: {view: {batch: 1}}}")
+    recipe = write(
+        tmp_path / "recipe.yaml", f"base: {low.name}\nview: {{batch: 4}}\nbackbones: {{randla: {{view: {{batch: 3}}}}}}"
+    )
     assert load_config(file, recipe=str(recipe)).view.batch == 4
     view = load_config(file, recipe=str(recipe), backbone="randla").view
     assert (view.batch, view.k) == (3, 9)
     assert load_config(file, recipe=str(recipe), backbone="randla", overrides={"view": {"batch": 7}}).view.batch == 7
+
+
+@pytest.mark.parametrize("where", ["file", "recipe"])
+def test_a_file_of_one_s_own_wins_over_its_base_s_section_of_a_backbone(tmp_path, where):
+    base = "synthetic.yaml" if where == "file" else "recipes/decoupled.yaml"
+    own = write(
+        tmp_path / "own.yaml",
+        f"base: {configs_dir() / base}\nschedule: {{pretrain: {{epochs: 5}}}}\nlabels: {{spread: none}}",
+    )
+    given = {"path": own, "recipe": "paper"} if where == "file" else {"recipe": str(own)}
+    for backbone in ("minkunet", "randla"):
+        config = load_config(**given, backbone=backbone)
+        assert (config.schedule.pretrain.epochs, config.labels.spread) == (5, "none")
 
 
 @pytest.mark.parametrize("where", ["file", "recipe"])
@@ -119,7 +134,7 @@ def test_all_errors_of_a_configuration_come_at_once():
     assert any("sede" in line and "nearest: seed" in line for line in lines)
     assert any("loss.alpha" in line and "'much'" in line for line in lines)
     assert any("loss.form" in line and "softmax, ovr" in line for line in lines)
-    assert any("view.batch" in line and "at least 1" in line for line in lines)
+    assert any("view.batch" in line and "between 1 and 511" in line for line in lines)
 
 
 @pytest.mark.parametrize(

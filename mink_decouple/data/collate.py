@@ -69,20 +69,11 @@ class Batch:
     voxels: Tensor | None = None
     pyramid: list[Level] | None = None
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        levels = None if self.pyramid is None else [level.to(device, non_blocking) for level in self.pyramid]
-        moved: dict[str, Any] = {k: t.to(device, non_blocking=non_blocking) for k, t in self._tensors().items()}
+        levels = None if self.pyramid is None else [level.to(device) for level in self.pyramid]
+        moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, pyramid=levels, **moved)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for copies that do not block; torch's DataLoader calls it."""
-        levels = None if self.pyramid is None else [level.pin_memory() for level in self.pyramid]
-        pinned: dict[str, Any] = {k: t.pin_memory() for k, t in self._tensors().items()}
-        return replace(self, pyramid=levels, **pinned)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def _check(name: str, coords: np.ndarray, feats: np.ndarray, target: np.ndarray) -> None:

@@ -51,16 +51,9 @@ class Level:
     pool: Tensor
     up: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Level:
+    def to(self, device: torch.device | str) -> Level:
         """The same level on another device."""
-        return Level(*(t.to(device, non_blocking=non_blocking) for t in self._tensors()))
-
-    def pin_memory(self) -> Level:
-        """The same level in page-locked memory."""
-        return Level(*(t.pin_memory() for t in self._tensors()))
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.coords, self.neighbors, self.pool, self.up
+        return Level(*(t.to(device) for t in (self.coords, self.neighbors, self.pool, self.up)))
 
 
 @njit(cache=True, nogil=True)

@@ -49,7 +49,7 @@ class Alignment(nn.Module):
         super().__init__()
         self.momentum, self.temperature = momentum, temperature
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds the GPUs' as well
             self.projector = nn.Sequential(
                 nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.LeakyReLU(SLOPE), nn.Linear(width, width)
             )

@@ -125,7 +125,10 @@ class MinkUNet(nn.Module):
         return cls(in_channels, **vars(variant), engine_name=engine_name)
 
     def reset_parameters(self) -> None:
-        """Kaiming-normal (fan-out, ReLU) kernels; transposed ones keep their uniform default, as in the reference."""
+        """Kaiming-normal (fan-out, ReLU) kernels; transposed ones keep their uniform default, as in the reference.
+
+        The fan-out of a 1x1 kernel is C_out. The reference takes C_in there, for its kernels have no third axis.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith(".kernel") and not name.startswith("convtr"):
                 fan_out = parameter.numel() // parameter.shape[-2]  # kernel volume times C_out

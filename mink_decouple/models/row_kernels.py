@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 from mink_decouple.models import row_vectors as vectors
 
 CHUNK = 512
@@ -21,7 +21,7 @@ POINTS = 32
 """Points of which the sums of a local encoding are kept."""
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def attend_forward(table, own, table_scores, scores, neighbors, out, keep, first, last):
     """`out` (n, 2 h) = sum over neighbours of softmax(scores) * values; with `keep` the scores become the attention.
 
@@ -52,7 +52,7 @@ def attend_forward(table, own, table_scores, scores, neighbors, out, keep, first
                 vectors.divide((place, n, place), none, d)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def attend_scores_gradient(table, own, attention, neighbors, out, grad, result, first, last):
     """`result` (n * k, 2 h) = attention * grad * (values - out), the softmax Jacobian contracted by hand."""
     k, h = neighbors.shape[1], np.int64(table.shape[1])
@@ -70,7 +70,7 @@ def attend_scores_gradient(table, own, attention, neighbors, out, grad, result, 
             vectors.score_gradient((held + at, g + after, alone + r * row, o + after, to + at), none, h)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def attend_add_direct(attention, grad, result, k, first, last):
     """`result` (n * k, h) += attention * grad over the second half of their 2 h channels."""
     h = np.int64(result.shape[1])
@@ -81,7 +81,7 @@ def attend_add_direct(attention, grad, result, k, first, last):
             vectors.add_product(places, (np.float32(0),), h)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def attend_table_gradient(scores, attention, grad, positions, begins, k, sums, direct, first, last):
     """Sums of `scores` (2 h) and of attention * grad (h) over the positions that name each row of the table."""
     h = np.int64(direct.shape[1])
@@ -97,7 +97,7 @@ def attend_table_gradient(scores, attention, grad, positions, begins, k, sums, d
             vectors.add_product((held + r * 2 * row, g + r // k * 2 * row, beside + i * row), none, h)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 def encode_moments(coords, neighbors, sums, first, last):
     """Sums and products of z = [distance, p_i - p_k, p_i] over the neighbours: (chunks, 8, 7), row 7 the sums."""
     n, k = neighbors.shape
@@ -127,7 +127,7 @@ def encode_moments(coords, neighbors, sums, first, last):
                 sums[chunk, a, b] = sums[chunk, b, a] = total
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def encode_forward(coords, neighbors, weight, shift, slope, own, first, last):
     """LeakyReLU(z @ weight + shift) of each neighbour into `own` (n * k, h); weight (7, h), see `encode_moments`."""
     k, h = neighbors.shape[1], np.int64(own.shape[1])
@@ -145,7 +145,7 @@ def encode_forward(coords, neighbors, weight, shift, slope, own, first, last):
             vectors.encode(places, (distance, dx, dy, dz, slope), h)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def encode_gradient(grad_one, grad_two, own, coords, neighbors, slope, sums, first, last):
     """Sums over neighbours of g and g * z per chunk, (chunks, 8, h).
 
@@ -175,7 +175,7 @@ def encode_gradient(grad_one, grad_two, own, coords, neighbors, slope, sums, fir
             vectors.fold((p, t + 4 * row, t + 5 * row, t + 6 * row, t + 7 * row), (x, y, z), h)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def norm_moments(x, means, squares, first, last):
     """Mean and summed squared deviation of each chunk and channel, (chunks, C)."""
     n, channels = len(x), np.int64(x.shape[1])
@@ -193,7 +193,7 @@ def norm_moments(x, means, squares, first, last):
             vectors.add_square((source + i * row, mean + chunk * row, square + chunk * row), none, channels)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def norm_apply(x, residual, plain, scale, shift, slope, out, first, last):
     """`out` = LeakyReLU(x * scale + shift + residual)."""
     n, channels = len(x), np.int64(x.shape[1])
@@ -207,7 +207,7 @@ def norm_apply(x, residual, plain, scale, shift, slope, out, first, last):
             vectors.affine_add_leaky(places, (slope,), channels)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def norm_gradient(x, out, grad, mean, slope, sums, first, last):
     """Sums of g and g * (x - mean) per chunk, (2, chunks, C), g being the gradient before the LeakyReLU."""
     n, channels = len(x), np.int64(x.shape[1])
@@ -223,7 +223,7 @@ def norm_gradient(x, out, grad, mean, slope, sums, first, last):
             vectors.norm_sums((source + at, target + at, incoming + at, centre, *results), (slope,), channels)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def norm_input_gradient(x, out, grad, coefficients, slope, result, masked, first, last):
     """`masked` = g, the gradient before the LeakyReLU, then `result` = c[0] * g + c[1] * x + c[2]; they may be one."""
     n, channels = len(x), np.int64(x.shape[1])
@@ -235,7 +235,7 @@ def norm_input_gradient(x, out, grad, coefficients, slope, result, masked, first
         vectors.norm_input(places, (slope,), channels)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def sort_positions(index, n):
     """Positions in `index` (m,) in the order of the row they name, and where each of the n rows' positions begin."""
     begins = np.zeros(n + 1, np.int64)
@@ -251,7 +251,7 @@ def sort_positions(index, n):
     return positions, begins
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def sum_rows(grad, positions, begins, result, first, last):
     """`result[row]` = sum of the first columns of `grad` at the positions of each row."""
     channels, wide = np.int64(result.shape[1]), np.int64(4 * grad.shape[1])
@@ -263,7 +263,7 @@ def sum_rows(grad, positions, begins, result, first, last):
             vectors.add(places, (np.float32(0),), channels)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def pool_max_forward(table, neighbors, out, winner, first, last):
     """Channel-wise maximum over the rows `neighbors` (m, k) of `table`, and the first row that holds it."""
     k, channels = neighbors.shape[1], table.shape[1]
@@ -284,7 +284,7 @@ def pool_max_forward(table, neighbors, out, winner, first, last):
                 held[c] = row if larger else held[c]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def pool_max_backward(grad, winner, result, first, last):
     """Add `grad` (m, C) to the winning rows of `result`, channels [first, last)."""
     for i in range(grad.shape[0]):

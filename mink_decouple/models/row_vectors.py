@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 
 LANES = 8
 """Channels handled at once; rows of another multiple are left to torch."""
@@ -28,7 +28,7 @@ _INT = ir.IntType(64)
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def address(array):
     """Where an array begins, int64."""
     return np.int64(array.ctypes.data)

@@ -24,7 +24,10 @@ BN_MOMENTUM = 0.01
 
 
 def truncated_normal_(weight: Tensor) -> Tensor:
-    """Fill `weight` (C_out, C_in) as the authors do: normal cut at 2 std, std sqrt(2 / C_out), rounded to 1e-3."""
+    """Fill `weight` (C_out, C_in) as the authors' `conv2d`: normal cut at 2 std, std sqrt(2 / C_out), rounded to 1e-3.
+
+    Here all layers begin so; theirs of the attention's scores and of the input with TensorFlow's default.
+    """
     std = math.sqrt(2.0 / weight.shape[0])
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

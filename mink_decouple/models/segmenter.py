@@ -126,7 +126,7 @@ def build_model(
     if backbone not in BACKBONES:
         raise ValueError(f"backbone is {backbone!r}; choose one of {', '.join(BACKBONES)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds the GPUs' as well
         body: nn.Module
         if backbone == "randla":
             if engine == "minkowski":

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 from mink_decouple.sparse.cpu_tiles import LOOKAHEAD
 from mink_decouple.sparse.kernel_map import NeighborTable
 from mink_decouple.threads import share
@@ -53,7 +53,7 @@ def blocks_of(table: NeighborTable) -> Blocks:
     return _BLOCKS[table]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _count_pairs(rows, splits, first, last):
     """Write the number of pairs of every group behind its place in ``splits``."""
     volume, n = rows.shape
@@ -66,7 +66,7 @@ def _count_pairs(rows, splits, first, last):
             splits[block, k + 1] = total
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _list_pairs(rows, source, target, splits, first, last):
     volume, n = rows.shape
     for block in range(first, last):

@@ -13,17 +13,14 @@ bit and do not depend on the number of threads.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mink_decouple.jit import numba
-from mink_decouple.sparse import cpu_blocks, cpu_tiles, rows
+from mink_decouple.jit import njit
 from mink_decouple.sparse.cpu_blocks import BLOCK_ROWS, blocks_of
 from mink_decouple.sparse.cpu_tiles import (
     DOT_BFLOAT16,
@@ -158,7 +155,7 @@ def _gathering(bfloat16: bool) -> Any:
     one, two = gather_strip(1, bfloat16), gather_strip(2, bfloat16)
     three, four = (gather_strip(3, bfloat16), gather_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def add(x, w, out, source, target, start, end, length, columns, volume, k):
         for column in range(0, columns, STRIP):
             vectors = min(MAX_VECTORS, (columns - column) // LANES)
@@ -188,7 +185,7 @@ def _multiplying(bfloat16: bool) -> Any:
     one, two = dense_strip(1, bfloat16), dense_strip(2, bfloat16)
     three, four = (dense_strip(3, bfloat16), dense_strip(4, bfloat16)) if MAX_VECTORS == 4 else (two, two)
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def add(x, y, out, left, right, depth, length, full):
         for row in range(0, depth, STRIP if bfloat16 else max(depth, 1)):
             count = min(STRIP, depth - row) if bfloat16 else depth
@@ -214,7 +211,7 @@ def _matmul_blocks(bfloat16: bool) -> Any:
     gather = _gathering(bfloat16)
     per_multiplicand = 2 if bfloat16 else 1
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def run(
         x,
         packed,
@@ -278,7 +275,7 @@ _pack_1, _pack_2 = pack_pairs(1), pack_pairs(2)
 _pack_3, _pack_4 = (pack_pairs(3), pack_pairs(4)) if MAX_VECTORS == 4 else (_pack_2, _pack_2)
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def _pack_rows(x, rows, first, start, end, packed, none):
     """bfloat16 rows ``first + rows[p]``, start <= p < end, interleaved in pairs strip of columns by strip.
 
@@ -309,7 +306,7 @@ def _pack_rows(x, rows, first, start, end, packed, none):
 def _outer_segments(bfloat16: bool) -> Any:
     multiply = _multiplying(bfloat16)
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def run(x, y, partial, source, target, splits, parts, first, last):
         """Work items are pairs of a segment of the blocks and a share of the offsets, the share running fastest."""
         segments, volume, depth, full = partial.shape
@@ -350,41 +347,21 @@ _matmul_32, _matmul_16 = _matmul_blocks(False), _matmul_blocks(True)
 _outer_32, _outer_16 = _outer_segments(False), _outer_segments(True)
 
 
-def _entries(sources: int) -> tuple[Any, Any, Any, Any]:
-    """The compiled functions, kept on disk.
-
-    numba knows a cached function by its own file and the values around it. ``sources`` is one of those, so that a
-    change of the other files that are compiled into it makes it anew.
-    """
-
-    @numba.njit(cache=True, nogil=True)
-    def matmul_float32(
-        x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last
-    ):
-        if sources >= 0:
-            _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
-
-    @numba.njit(cache=True, nogil=True)
-    def matmul_bfloat16(
-        x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last
-    ):
-        if sources >= 0:
-            _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
-
-    @numba.njit(cache=True, nogil=True)
-    def outer_float32(x, y, partial, source, target, splits, parts, first, last):
-        if sources >= 0:
-            _outer_32(x, y, partial, source, target, splits, parts, first, last)
-
-    @numba.njit(cache=True, nogil=True)
-    def outer_bfloat16(x, y, partial, source, target, splits, parts, first, last):
-        if sources >= 0:
-            _outer_16(x, y, partial, source, target, splits, parts, first, last)
-
-    return matmul_float32, matmul_bfloat16, outer_float32, outer_bfloat16
+@njit(cache=True, nogil=True)
+def _matmul_float32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last):
+    _matmul_32(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
 
 
-_COMPILED_IN = (cpu_blocks, cpu_tiles, rows)
-_matmul_float32, _matmul_bfloat16, _outer_float32, _outer_bfloat16 = _entries(
-    zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in _COMPILED_IN))
-)
+@njit(cache=True, nogil=True)
+def _matmul_bfloat16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last):
+    _matmul_16(x, w, out, source, target, splits, scale, shift, residual, added, rectify, opposite, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _outer_float32(x, y, partial, source, target, splits, parts, first, last):
+    _outer_32(x, y, partial, source, target, splits, parts, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _outer_bfloat16(x, y, partial, source, target, splits, parts, first, last):
+    _outer_16(x, y, partial, source, target, splits, parts, first, last)

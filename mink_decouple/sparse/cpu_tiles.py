@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit, numba
 
 # numba takes another target from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
 _CONFIG: Any = numba.config
@@ -284,7 +284,7 @@ def gather_strip(vectors: int, bfloat16: bool = False) -> Any:
     tall, middle, single = _GATHER_ROWS[vectors]
     tall_tile, middle_tile, single_tile = (_gather_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def strip(x, w, out, source, target, start, end, length, x_stride, out_stride):
         p = start
         while p + tall <= end:
@@ -309,7 +309,7 @@ def dense_strip(vectors: int, bfloat16: bool = False) -> Any:
     tall, middle, single = _DENSE_ROWS[vectors]
     tall_tile, middle_tile, single_tile = (_dense_tile(rows, vectors, bfloat16) for rows in (tall, middle, single))
 
-    @numba.njit(nogil=True)
+    @njit(nogil=True)
     def strip(x, y, out, left, right, count, length, x_stride, y_stride, out_stride):
         a = 0
         while a + tall <= count:

@@ -45,6 +45,10 @@ class Engine:
     cat: Callable[[Any, Any], Any]
     apply: Callable[[Callable[[Any], Any], Tensor, Tensor, int], Tensor]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A network is copied and saved with the name of its engine, whose functions are not to be."""
+        return engine, (self.name,)
+
 
 def engine(name: str) -> Engine:
     """An engine by name; ``auto`` is the native one.

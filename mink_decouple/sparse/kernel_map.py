@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 from mink_decouple.threads import share
 
 AXIS_BITS = 18
@@ -325,7 +325,7 @@ def strided_tables_torch(keys: Tensor, rows: Tensor, parent: Tensor, n_coarse: i
     return down, up
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _pack(coords, keys):
     for i in range(len(keys)):
         key = np.int64(coords[i, 0])
@@ -334,7 +334,7 @@ def _pack(coords, keys):
         keys[i] = key
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _number_runs(values, order, unique, number):
     """The distinct ones of sorted values, and for each row in ``order`` the number of its value; returns the count."""
     count = 0
@@ -346,7 +346,7 @@ def _number_runs(values, order, unique, number):
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _fill_strided(keys, rows, parent, bit, down, up):
     down[:] = -1
     up[:] = -1
@@ -357,7 +357,7 @@ def _fill_strided(keys, rows, parent, bit, down, up):
         up[offset, row] = coarse
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _merge_submanifold(keys, rows, kernel_size, stride, table, first, last):
     """Fill ``table`` by walking the sorted keys against themselves, one (dx, dy) column of neighbours at a time.
 

@@ -226,9 +226,10 @@ def global_avg_pool(x: SparseTensor, batch_size: int | None = None) -> Tensor:
         (B, C); zeros for an item without voxels.
     """
     batch, size = _batch_index(x, batch_size)
-    total = x.feats.new_zeros(size, x.feats.shape[1]).index_add(0, batch, x.feats)
+    feats = x.feats.float() if x.feats.dtype.itemsize < 4 else x.feats  # a sum of many halves overflows
+    total = feats.new_zeros(size, feats.shape[1]).index_add(0, batch, feats)
     count = torch.bincount(batch, minlength=size).clamp_(min=1)
-    return total / count.unsqueeze(1).to(total.dtype)
+    return (total / count.unsqueeze(1).to(total.dtype)).to(x.feats.dtype)
 
 
 def global_max_pool(x: SparseTensor, batch_size: int | None = None) -> Tensor:
@@ -247,5 +248,7 @@ def _batch_index(x: SparseTensor, batch_size: int | None) -> tuple[Tensor, int]:
 
 
 def _check_same_voxels(a: SparseTensor, b: SparseTensor) -> None:
-    if a.maps is not b.maps or a.stride != b.stride:
+    if a.stride != b.stride:
         raise ValueError(f"tensors at strides {a.stride} and {b.stride} do not share their voxels")
+    if a.maps is not b.maps:
+        raise ValueError("tensors made apart do not share their voxels; make the second with a.replace(feats)")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 from mink_decouple.threads import share
 
 _CHUNK = 512
@@ -139,7 +139,7 @@ class _Normalize(torch.autograd.Function):
         return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _chunk_moments(x, means, squares, first, last):
     n, channels = x.shape
     for chunk in range(first, last):
@@ -159,7 +159,7 @@ def _chunk_moments(x, means, squares, first, last):
         squares[chunk] = square
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum, eps):
     """Rows mean, 1 / std, scale and shift of each channel; chunk moments are joined in float64 (Chan et al. 1979).
 
@@ -184,7 +184,7 @@ def _affine(means, squares, n, running_mean, running_var, weight, bias, momentum
     return affine
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _apply(x, residual, out, affine, plain, rectify, first, last):
     n, channels = x.shape
     floor = np.float32(0 if rectify else -np.inf)
@@ -201,7 +201,7 @@ def _apply(x, residual, out, affine, plain, rectify, first, last):
                 out_row[c] = floor if value < floor else value
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _gradient_coefficients(sums, n, affine, weight, batch_statistics, grad_weight, grad_bias):
     """The input gradient is ``c[0] * g + c[1] * x + c[2]``; fills the parameters' gradients."""
     channels = sums.shape[2]
@@ -221,7 +221,7 @@ def _gradient_coefficients(sums, n, affine, weight, batch_statistics, grad_weigh
     return coefficients
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _chunk_gradients(x, out, grad, affine, sums, rectify, first, last):
     n, channels = x.shape
     # A product with 0 or 1 instead of a choice: a choice keeps the compiler from using vector instructions.
@@ -240,7 +240,7 @@ def _chunk_gradients(x, out, grad, affine, sums, rectify, first, last):
         sums[1, chunk] = projected
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _input_gradients(x, out, grad, coefficients, grad_x, masked, kept, rectify, first, last):
     n, channels = x.shape
     floor = np.float32(0 if rectify else -np.inf)

@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import overload
 from torch import Tensor
 
-from mink_decouple.jit import numba
+from mink_decouple.jit import njit
 
 
 def array(values: Tensor) -> np.ndarray:
@@ -29,13 +29,13 @@ _VALUES = 512
 to the same length: loops over the few channels of one row would be too short for vector instructions."""
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def group(channels):
     """How many values a group of whole rows has."""
     return max(1, _VALUES // max(channels, 1)) * channels
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def repeated(parameter, length):
     """The values of the channels, over and over, up to a length."""
     out = np.empty(length, np.float32)
@@ -44,7 +44,7 @@ def repeated(parameter, length):
     return out
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def _widen(x, first, last, room):
     values, bits = x[first:last], room.view(np.int32)
     for i in range(len(values)):
@@ -52,7 +52,7 @@ def _widen(x, first, last, room):
     return room[: last - first]
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def _narrow(values, out, first):
     bits, place = values.view(np.int32), out[first : first + len(values)]
     for i in range(len(values)):
@@ -61,7 +61,7 @@ def _narrow(values, out, first):
         place[i] = near if values[i] == values[i] else 0x7FC0
 
 
-@numba.njit(nogil=True)
+@njit(nogil=True)
 def _copy(values, out, first):
     place = out[first : first + len(values)]
     for i in range(len(values)):

@@ -154,13 +154,6 @@ def test_a_batch_moves_with_all_its_tensors():
     assert moved.names == batch.names and batch.feats.device.type == "cpu"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_pinned_batch_is_page_locked():
-    batch = collate([points_of(20, 0)]).pin_memory()
-    assert batch.feats.is_pinned() and batch.pyramid[0].neighbors.is_pinned()
-
-
 def test_faults_are_named():
     coords, feats, target = sample(10, 0)
     with pytest.raises(ValueError, match="sample of hall: no points"):

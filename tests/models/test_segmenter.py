@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -118,12 +119,22 @@ def test_a_frozen_part_still_counts():
 
 
 @pytest.mark.parametrize("backbone", ["randla", "minkunet"])
-def test_the_seed_decides_the_weights_and_the_global_state_stays(backbone):
+def test_the_seed_decides_the_weights_and_the_global_state_stays(backbone, monkeypatch):
     variant = {"randla": "4", "minkunet": "tiny"}[backbone]
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
     one, two, other = (build_model(backbone, variant, 3, 5, head="mlp", seed=s) for s in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
     assert same(one, two) and not same(one, other)
+
+
+@pytest.mark.parametrize("backbone", ["randla", "minkunet"])
+def test_a_network_is_saved_whole_and_copied(backbone):
+    model = build_model(backbone, {"randla": "4", "minkunet": "tiny"}[backbone], 3, 5)
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model) and same(model, again) and same(model, copy.deepcopy(model))
+    if backbone == "minkunet":
+        assert again.backbone.engine is model.backbone.engine
 
 
 def test_each_backbone_has_its_usual_head():

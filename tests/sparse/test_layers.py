@@ -129,6 +129,17 @@ def test_global_pooling_reduces_each_batch_item(x: SparseTensor) -> None:
         layers.global_avg_pool(x, batch_size=1)
 
 
+def test_the_mean_of_many_halves_is_no_overflow() -> None:
+    coords = torch.nn.functional.pad(torch.arange(70000, dtype=torch.int32)[:, None], (1, 2))
+    pooled = layers.global_avg_pool(SparseTensor(coords, torch.full((70000, 1), 2.0, dtype=torch.float16)))
+    assert pooled.dtype == torch.float16 and pooled.tolist() == [[2.0]]
+
+
+def test_tensors_made_apart_are_told_how_to_share_their_voxels(x: SparseTensor) -> None:
+    with pytest.raises(ValueError, match=r"made apart .* a.replace\(feats\)"):
+        layers.cat(x, SparseTensor(x.coords, x.feats))
+
+
 def test_linear_is_a_matrix_product_per_voxel(x: SparseTensor) -> None:
     linear = layers.Linear(5, 3)
     assert {name: tuple(p.shape) for name, p in linear.named_parameters()} == {"kernel": (5, 3), "bias": (1, 3)}
