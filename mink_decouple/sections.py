@@ -19,7 +19,7 @@ STAGES = ("all", "pretrain", "i_step")
 class LabelsConfig:
     """Which labels training may see."""
 
-    budget: str = "1pt"  # 1pt | Npt | R% | Nx | scans:R% | full | a label file
+    budget: str = "1pt"  # 1pt | Npt | R% | Nx | uniform:R% | scans:R% | full | list:FILE | a label file
     unit: str = setting("grid", choices=("grid", "raw"))  # what a budget counts: points of the grid cloud, or raw ones
     seed: int | None = setting(None, low=0)  # None: the run's seed
     spread: str = setting(

@@ -40,7 +40,9 @@ class Features:
 
     def label(self, kind: str) -> Tensor:
         """(m,) int64 class that each row is trained on, -1 none, with labels of this kind (`ii.labels`)."""
-        return self.pseudo if kind == "pseudo" else merge_targets(self.target, self.pseudo)
+        if kind == "mixed":
+            return merge_targets(self.target, self.pseudo)
+        return self.pseudo if kind == "pseudo" else self.target
 
     def counts(self, kind: str, classes: int) -> Tensor:
         """(C,) int64 rows trained on per class."""
@@ -182,7 +184,7 @@ def train_classifier(
             rows = rows.to(cached.feats.device)
             target, pseudo = cached.target[rows], cached.pseudo[rows]
             counts = objective.counts(target, pseudo)
-            if len(rows) < 2 or max(counts.values()) == 0:
+            if len(rows) < 2 or not (counts["seg"] or counts["feature"] and objective.feature != "none"):
                 continue
             set_rate(optimizer, learning_rate(stage, epoch, step, steps))
             logits = model.classifier(cached.feats[rows])

@@ -15,7 +15,8 @@ from mink_decouple.engine.pseudo import labelled_counts, spread_scene_labels
 from mink_decouple.engine.reach import reach_of, segments_of
 from mink_decouple.engine.runtime import derive_seed, generator
 from mink_decouple.engine.scenes import load_split, open_dataset, reveal, training_labels
-from mink_decouple.engine.second_step import balanced_order, cache_features
+from mink_decouple.engine.second_step import Features, balanced_order, cache_features, train_classifier
+from mink_decouple.engine.stages import stages_of
 from mink_decouple.engine.train import Trainer
 
 CPU = torch.device("cpu")
@@ -57,6 +58,27 @@ def test_every_pass_adds_an_augmented_copy(make_config):
     three = cached(make_config("minkunet", ii={"cache_passes": 3}))
     assert len(three.target) > 2 * len(one.target)
     assert not torch.equal(three.feats[: len(one.feats)], three.feats[-len(one.feats) :])
+
+
+def test_given_labels_are_counted_and_drawn_by_themselves_where_pseudo_labels_are_cached_beside_them():
+    none, target, pseudo = torch.zeros(5), torch.tensor([0, 1, -1, -1, -1]), torch.tensor([-1, -1, 0, 0, 2])
+    features = Features(none[:, None], target, pseudo, none)
+    counts = {kind: features.counts(kind, 3).tolist() for kind in ("gt", "spread", "pseudo", "mixed")}
+    assert counts == {"gt": [1, 1, 0], "spread": [1, 1, 0], "pseudo": [2, 0, 1], "mixed": [3, 1, 1]}
+
+
+def test_rows_without_any_label_move_nothing(make_config):
+    """Such rows are there for a batch norm; a step on them would decay the weights."""
+    config = make_config("minkunet", optim={"name": "adamw", "weight_decay": 0.5}, ii={"rows": 2})
+    _, classes = revealed(config)
+    model = make_model(config, classes)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    none = torch.full((4,), -1)
+    cached = Features(torch.randn(4, model.backbone.out_channels), none, none, torch.zeros(4))
+    fixed = None, torch.ones(3), GradientRatio(3)
+    stage = next(stage for stage in stages_of(config) if stage.kind == "II")
+    train_classifier(model, config, stage, cached, Objective(config.loss, "gt", "none", *fixed), "iter_00_II")
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 WHOLE = {"view": {"crop_points": 1000}}
