@@ -16,9 +16,9 @@ HEAD = """# Settings
 
 Every key of a configuration, with the default that holds where no file says otherwise: the method of the paper. What
 the shipped configurations, backbones and recipes set is in `configs/`; the resolved settings of a run are in its
-`config.yaml`. Later ones win: defaults, `configs/backbone/NAME.yaml`, the configuration with its bases and its section
-`backbones: NAME:`, the recipe, `--set a.b=c`. So **a recipe wins over a configuration**; a run says what it decides
-against your file.
+`config.yaml`. Later ones win: defaults, `configs/backbone/NAME.yaml`, the configuration, the recipe, `--set a.b=c`; a
+configuration or recipe over its bases, in each file the section `backbones: NAME:` over the rest. So **a recipe wins
+over a configuration**; a run says what it decides against your file.
 
     tools/train.py --config my_clouds.yaml --set view.crop_points=30000 --set 'augment.tilt={degrees: 3}'
 

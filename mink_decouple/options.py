@@ -6,11 +6,17 @@ import argparse
 from pathlib import Path
 
 
-def common(parser: argparse.ArgumentParser) -> None:
+def common(parser: argparse.ArgumentParser, default: str = "the synthetic buildings", keys: str = "") -> None:
     """A configuration and settings over it."""
-    parser.add_argument("--config", type=Path, help="YAML file (default: the synthetic buildings)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable")
+    parser.add_argument("--config", type=Path, help=f"YAML file (default: {default})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help=f"override one setting{keys}; repeatable"
+    )
     parser.set_defaults(labels=None, seed=None, backbone=None, recipe=None)
+
+
+SCORED = ("the checkpoint's own", " of data, eval or model.engine")
+"""How `common` speaks of a network that is trained already."""
 
 
 def device(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +26,15 @@ def device(parser: argparse.ArgumentParser) -> None:
 
 def budget(parser: argparse.ArgumentParser) -> None:
     """A label budget and its seed."""
-    parser.add_argument("--labels", help="label budget: 1pt | 1%% | 0.1%% | 20x | scans:5%% | full | FILE.npz")
+    parser.add_argument(
+        "--labels", help="label budget: 1pt | 1%% | 20x | uniform:1%% | scans:5%% | full | list:FILE | FILE.npz"
+    )
     parser.add_argument("--seed", type=int, help="seed of the labels, the weights and the batches")
 
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Of `train`."""
-    common(parser)
+    common(parser, "the synthetic buildings, or with --resume the run's own")
     budget(parser)
     device(parser)
     parser.add_argument("--backbone", help="minkunet | randla (default: that of the configuration)")
@@ -43,7 +51,7 @@ def train(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
     """Of `evaluate`."""
-    common(parser)
+    common(parser, *SCORED)
     device(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument(
@@ -106,7 +114,7 @@ def doctor(parser: argparse.ArgumentParser) -> None:
 
 def submit(parser: argparse.ArgumentParser) -> None:
     """Of `submit`."""
-    common(parser)
+    common(parser, *SCORED)
     device(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="the .zip file to write")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Run `mink-decouple submit`."""
 
 import sys

@@ -184,7 +184,7 @@ def train_classifier(
             rows = rows.to(cached.feats.device)
             target, pseudo = cached.target[rows], cached.pseudo[rows]
             counts = objective.counts(target, pseudo)
-            if len(rows) < 2 or not (counts["seg"] or counts["feature"] and objective.feature != "none"):
+            if len(rows) < 2 or not (counts["seg"] or (counts["feature"] and objective.feature != "none")):
                 continue
             set_rate(optimizer, learning_rate(stage, epoch, step, steps))
             logits = model.classifier(cached.feats[rows])
