@@ -21,6 +21,9 @@ MEANINGLESS = {0: "never classified", 7: "noise", 12: "overlap", 18: "high noise
 """Ids of the specification that are no class."""
 RARE = 1e-3
 """Share of the points below which a class is pointed out."""
+SPARSE = 0.05
+"""Share of labelled points below which the labels to train on are taken for given points, all of them to be used."""
+_BUDGETS = {"full": "every label there is", "1%": "of each class and file; 1pt: one point of each"}
 _STEPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _WIDE = 25.0
 """Metres beyond which a cloud is taken for the outdoors."""
@@ -71,10 +74,18 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     if len(kept) < 2:
         raise ValueError(f"{root}: {len(kept)} class in the labels; at least two are needed")
     names = {raw: ASPRS.get(raw, f"class_{raw}") if las else f"class_{raw}" for raw in kept}
+    sparse = [_labelled_points(train, kept), sum(one.points for one in train)]
+    budget = "full" if sparse[0] < SPARSE * sparse[1] else "1%"
     notes = [*_notes(looks, labelled, las, ignored), *_rare(names, labelled)]
+    if budget == "full":
+        notes.append(
+            f"{sparse[0]:,} of {sparse[1]:,} points to train on have a label: all are used (labels.budget full)"
+        )
+        if (scored := _labelled_points(val, kept)) < SPARSE * sum(one.points for one in val):
+            notes.append(f"scores will be of {scored:,} labelled points; a fully labelled file tells more")
     return Proposal(
         _classes_text(names, ignored, labelled, root),
-        _config_text(looks, train, val, root, classes_file),
+        _config_text(looks, train, val, root, classes_file, budget),
         tuple(notes),
     )
 
@@ -105,15 +116,27 @@ def _ids(labelled: Sequence[Look], las: bool) -> tuple[list[int], dict[int, str]
 
 
 def _held_out(labelled: Sequence[Look], kept: Sequence[int]) -> list[Look]:
-    """About a fifth of the files: those with the most classes without which each class still has a training file."""
+    """About a fifth of the files: those with the most classes without which each class still has a training file.
+
+    Of files with as many, those whose labels are not sparse.
+    """
     wanted, chosen = max(1, round(len(labelled) / 5)), []  # type: int, list[Look]
-    for one in sorted(labelled, key=lambda o: (-len(set(o.labels or {}) & set(kept)), o.points)):
+
+    def order(one: Look) -> tuple[int, bool, int]:
+        classes = set(one.labels or {}) & set(kept)
+        return -len(classes), _labelled_points([one], kept) < SPARSE * one.points, one.points
+
+    for one in sorted(labelled, key=order):
         rest = [o for o in labelled if o is not one and o not in chosen]
         if rest and all(any(raw in (o.labels or {}) for o in rest) for raw in kept):
             chosen.append(one)
         if len(chosen) == wanted:
             return chosen
     return chosen or [min(labelled, key=lambda o: o.points)]
+
+
+def _labelled_points(looks: Sequence[Look], kept: Sequence[int]) -> int:
+    return sum((one.labels or {}).get(raw, 0) for one in looks for raw in kept)
 
 
 def _notes(looks: Sequence[Look], labelled: Sequence[Look], las: bool, ignored: dict[int, str]) -> list[str]:
@@ -154,7 +177,9 @@ def _classes_text(names: dict[int, str], ignored: dict[int, str], labelled: Sequ
     return "\n".join(lines) + "\n"
 
 
-def _config_text(looks: Sequence[Look], train: Sequence[Look], val: Sequence[Look], root: str, classes: str) -> str:
+def _config_text(
+    looks: Sequence[Look], train: Sequence[Look], val: Sequence[Look], root: str, classes: str, budget: str
+) -> str:
     spacing = float(np.median([one.spacing for one in looks]))
     grid, columns = grid_size(spacing), common(looks)
     outdoors = max(max(one.extent[:2]) for one in looks) > _WIDE
@@ -167,7 +192,7 @@ def _config_text(looks: Sequence[Look], train: Sequence[Look], val: Sequence[Loo
 #   mink-decouple check --config THIS
 #   mink-decouple train --config THIS
 recipe: {"outdoor" if outdoors else "decoupled"}
-labels: {{budget: "1%", unit: raw}}  # of each class and file; 1pt: one point of each
+labels: {{budget: "{budget}", unit: raw}}  # {_BUDGETS[budget]}
 data:
   dataset: folder
   root: {_quoted(root)}

@@ -173,3 +173,23 @@ def test_real_tiles_get_the_split_and_features_of_their_shipped_configuration():
         assert f"'{name}'" in lines(made.config, "val: [")[0]
     for name in ("height", "height_wide", "log_intensity", "return_number", "number_of_returns"):
         assert name in lines(made.config, "features:")[0]
+
+
+def test_few_labelled_points_are_all_used_and_a_fully_labelled_file_is_scored():
+    sparse = [seen(f"{name}.ply", {-1: 8985, 0: 8, 1: 7}, 9000) for name in "ab"]
+    proposal = propose([*sparse, seen("c.ply", {0: 5000, 1: 4500}, 9500)], "clouds", "classes.yaml")
+    assert lines(proposal.config, "budget") == ['labels: {budget: "full", unit: raw}']
+    assert lines(proposal.config, "val:") == ["val: ['c']"]
+    assert "30 of 18,000 points to train on have a label: all are used (labels.budget full)" in proposal.notes
+    assert not any("scores will be" in note for note in proposal.notes)
+
+
+def test_where_every_file_is_sparsely_labelled_it_is_said_what_scores_are_of():
+    proposal = propose([seen(f"{name}.ply", {-1: 8985, 0: 8, 1: 7}, 9000) for name in "abc"], "clouds", "classes.yaml")
+    assert any("scores will be of 15 labelled points" in note for note in proposal.notes)
+
+
+def test_labels_of_most_points_are_drawn_from():
+    proposal = propose([seen(f"{name}.ply", {-1: 5000, 0: 2000, 1: 2000}, 9000) for name in "abc"], "clouds", "c.yaml")
+    assert lines(proposal.config, "budget") == ['labels: {budget: "1%", unit: raw}']
+    assert not any("labels.budget" in note for note in proposal.notes)
