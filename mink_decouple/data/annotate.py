@@ -62,8 +62,7 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
     suffix = source.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{source}: unknown suffix '{source.suffix}'; choose from {', '.join(SUFFIXES)}")
-    if target.suffix.lower() != suffix and {suffix, target.suffix.lower()} != {".las", ".laz"}:
-        raise ValueError(f"{target}: must end in {suffix} as {source.name} does")
+    require_format(source, target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: is the input itself; choose another output")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +78,13 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_format(source: Path, target: Path) -> None:
+    """Raises ValueError where a target has another suffix than its source; `.las` and `.laz` are as good as alike."""
+    suffix = source.suffix.lower()
+    if target.suffix.lower() != suffix and {suffix, target.suffix.lower()} != {".las", ".laz"}:
+        raise ValueError(f"{target}: must end in {suffix} as {source.name} does")
 
 
 def outputs(target: Path) -> tuple[Path, ...]:

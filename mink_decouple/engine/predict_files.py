@@ -14,11 +14,12 @@ import torch
 
 from mink_decouple import config as configuration
 from mink_decouple.config import Config
-from mink_decouple.data.annotate import SUFFIXES, annotate, outputs
+from mink_decouple.data.annotate import SUFFIXES, annotate, outputs, require_format
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud
+from mink_decouple.data.io_las import LAS
 from mink_decouple.data.prepare import prepare as prepare_folder
 from mink_decouple.data.prepared import PreparedDataset
 from mink_decouple.data.raw_file import RawFile, streams
@@ -114,6 +115,7 @@ def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[
     if repeated:
         raise ValueError(f"inputs of the same name, {min(repeated)!r}: predict them into different folders")
     for source, target in pairs:
+        require_format(source, target)
         if target.exists() and target.samefile(source):
             raise ValueError(f"{target}: is the input itself; choose another --output")
     existing = [place for _, target in pairs for place in outputs(target) if place.exists()]
@@ -137,7 +139,7 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
                 yield Block(raw[ids[points]], confidence[points])
 
         annotate(source, target, blocks(), raw.tolist())
-        scores = _scores(network, cloud, scene, ids)
+        scores = "" if cloud is None else _scores(network, source, cloud, scene, ids)
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)
     say(f"{target}: {points:,} points in {seconds:.0f} s; " + ", ".join(f"{n} {100 * s:.1f} %" for s, n in share if s))
@@ -175,10 +177,12 @@ def _require(source: Path, wanted: set[str], found: set[str]) -> None:
         )
 
 
-def _scores(network: Network, cloud: PointCloud | None, scene: Scene, ids: np.ndarray) -> str:
+def _scores(network: Network, source: Path, cloud: PointCloud, scene: Scene, ids: np.ndarray) -> str:
     """A line of scores where the file has labels of these classes."""
-    if cloud is None or cloud.labels is None:
+    if cloud.labels is None:
         return ""
+    if source.suffix.lower() in LAS and "confidence" in cloud.features and "prediction" not in cloud.features:
+        return "no score: the file's classification has a confidence beside it, so it is itself a prediction"
     try:
         truth = network.classes.encode(cloud.labels)
     except ValueError:
@@ -188,4 +192,6 @@ def _scores(network: Network, cloud: PointCloud | None, scene: Scene, ids: np.nd
     for points in scene.point_blocks():
         matrix.update(ids[points], truth[begin : begin + len(points)])
         begin += len(points)
+    if not matrix.points:
+        return ""  # all of ignored classes
     return f"against the labels that the file has: mIoU {100 * matrix.miou:.1f}"

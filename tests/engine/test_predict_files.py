@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +211,51 @@ def test_a_failure_leaves_what_was_there(make_config, folder, tmp_path, trained,
     code = run(folder / "c.npz", "--checkpoint", checkpoint(trained(make_config)), "--output", target, "--overwrite")
     assert code == 2 and target.read_bytes() == b"earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_a_wrong_suffix_is_told_before_the_network_runs(make_config, folder, tmp_path, trained, capsys, monkeypatch):
+    monkeypatch.setattr(predict_files, "decide", lambda *_: pytest.fail("the network ran"))
+    given = folder / "c.npz", "--checkpoint", checkpoint(trained(make_config)), "--output", tmp_path / "c.ply"
+    assert run(*given) == 2
+    assert "c.ply: must end in .npz as c.npz does" in capsys.readouterr().err
+
+
+def test_no_score_of_labels_that_are_all_ignored(make_config, folder, tmp_path, trained, capsys):
+    with np.load(folder / "c.npz") as source:
+        np.savez(tmp_path / "c.npz", **{**source, "label": np.zeros_like(source["label"])})
+    assert (
+        run(tmp_path / "c.npz", "--checkpoint", checkpoint(trained(make_config)), "--output", tmp_path / "out.npz") == 0
+    )
+    assert "mIoU" not in capsys.readouterr().out
+
+
+def test_a_prediction_in_a_las_file_is_no_truth(make_config, folder, tmp_path, trained, capsys):
+    pytest.importorskip("laspy")
+    cloud = read_cloud(folder / "c.npz")
+    write_cloud(tmp_path / "c.las", cloud)
+    network = "--checkpoint", checkpoint(trained(make_config))
+    assert run(tmp_path / "c.las", *network, "--output", tmp_path / "once.las") == 0
+    assert "against the labels that the file has: mIoU" in capsys.readouterr().out
+    assert run(tmp_path / "once.las", *network, "--output", tmp_path / "twice.las") == 0
+    said = capsys.readouterr().out
+    assert "no score: " in said and "mIoU" not in said
+
+
+def test_the_lines_of_the_page_predict_from_python(make_config, folder, tmp_path, trained):
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    part = page[page.index("## From Python") : page.index("`found` has a class")]
+    lines = [line[4:] for line in part.splitlines() if line.startswith("    ")]
+    network = checkpoint(trained(make_config))
+    names = {"runs/mine/checkpoints/last.pt": network, "scan.laz": folder / "c.npz"}
+    script = "\n".join([*lines, f"import numpy; numpy.save({str(tmp_path / 'raw.npy')!r}, raw)"])
+    for name, path in names.items():
+        assert name in script
+        script = script.replace(name, str(path))
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True)
+    assert (
+        run(folder / "c.npz", "--checkpoint", names["runs/mine/checkpoints/last.pt"], "--output", tmp_path / "c.npz")
+        == 0
+    )
+    with np.load(tmp_path / "c.npz") as out:
+        np.testing.assert_array_equal(np.load(tmp_path / "raw.npy"), out["prediction"])
