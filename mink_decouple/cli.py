@@ -129,7 +129,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from mink_decouple.engine.processes import joined
     from mink_decouple.engine.runtime import choose_device
 
-    output = args.output or args.checkpoint.parent.parent / f"evaluation-{args.checkpoint.stem}"
+    beside = args.checkpoint.parent if args.checkpoint.is_dir() else args.checkpoint.parent.parent
+    output = args.output or beside / f"evaluation-{args.checkpoint.stem}"
     device = choose_device(args.device)
     with joined(device) as processes:
         evaluate_checkpoint(args.checkpoint, lambda own: _config(args, own), output, device, processes)

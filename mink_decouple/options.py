@@ -55,7 +55,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     device(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument(
-        "--output", type=Path, help="folder of metrics.json (default: evaluation-NAME in the run folder)"
+        "--output",
+        type=Path,
+        help="folder of metrics.json (default: evaluation-NAME in the run folder, or beside an exported network)",
     )
 
 

@@ -24,6 +24,8 @@ from mink_decouple.engine.runtime import write_json
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 FORMAT = 1
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of what a batch norm keeps beside its parameters."""
 SCORES = ("miou", "head_iou", "waist_iou", "tail_iou", "oa", "macc", "iou", "classes_counted", "points")
 
 
@@ -58,7 +60,7 @@ def export_network(path: Path, output: Path, licence: str | None = None) -> dict
         "backbone": config.backbone,
         "variant": config.model.variant,
         "head": config.model.head,
-        "parameters": sum(t.numel() for t in state["model"].values() if t.is_floating_point()),
+        "parameters": sum(t.numel() for name, t in state["model"].items() if not name.endswith(STATISTICS)),
         "scalars": sorted(name for name, tensor in state["model"].items() if tensor.ndim == 0),
         "classes": _packed(classes),
         "groups": state["groups"],

@@ -31,8 +31,9 @@ class Snapshots:
     """Arrays of one training and one evaluation scene, added to as the run goes on.
 
     `features/SCENE.npz`: `coords` (n, 3) float32, `truth` and `visible` (n,) int64 of at most `FEATURE_POINTS` grid
-    points, and by the name of each stage that ends in an evaluation (n, D) float16: their features, which the
-    classifier sees, of one pass without augmentation by the network that is scored.
+    points, given labels among them (all where they are less than half), and by the name of each stage that ends in an
+    evaluation (n, D) float16: their features, which the classifier sees, of one pass without augmentation by the
+    network that is scored.
 
     `views/SCENE.npz`: `coords` (V, 3), `truth` (V,) int64 of every grid point. Of the evaluation scene also
     `pretrained` and `final` (V,) int16 predictions; of the training scene `visible` (V,) int64, and by iteration
@@ -59,13 +60,12 @@ class Snapshots:
     def features(self, model: Segmenter, stage: str) -> None:
         """Keep the features of both scenes at the end of a stage."""
         for scene in {s.name: s for s in (self.train, self.pictured)}.values():
-            count = len(scene.grid)
-            rng = generator(self.config.seed, "features", scene.name)
-            rows = np.sort(rng.choice(count, min(count, FEATURE_POINTS), replace=False))
+            visible = scene.visible
+            rows = _some(visible, generator(self.config.seed, "features", scene.name))
             found: dict[str, np.ndarray] = {
                 "coords": scene.grid.coords[rows],
                 "truth": scene.truth[rows],
-                "visible": scene.visible[rows],
+                "visible": visible[rows],
                 stage: scene_features(model, self.config, scene, self.classes, self.device, rows).astype(np.float16),
             }
             add_arrays(self.output / "features" / f"{scene.name}.npz", found)
@@ -87,6 +87,14 @@ class Snapshots:
     def _view(self, scene: Scene, arrays: dict[str, np.ndarray]) -> None:
         known: dict[str, np.ndarray] = {"coords": scene.grid.coords, "truth": scene.truth}
         add_arrays(self.output / "views" / f"{scene.name}.npz", {**known, **arrays})
+
+
+def _some(visible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows whose features are kept, ascending: those with a given label first, which few draws would find."""
+    order = rng.permutation(len(visible))
+    given = order[visible[order] >= 0][: FEATURE_POINTS // 2]
+    rest = np.setdiff1d(order, given, assume_unique=True)
+    return np.sort(np.concatenate([given, rng.permutation(rest)[: FEATURE_POINTS - len(given)]]))
 
 
 @torch.no_grad()
@@ -124,6 +132,8 @@ def scene_features(
 def add_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Add arrays to a .npz or replace those of the same names, in one move; names are in alphabetical order.
 
+    Those there of other points (`coords`) make way: an earlier version kept others.
+
     Raises:
         ValueError: the file there is damaged.
     """
@@ -134,6 +144,8 @@ def add_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 held = {key: stored[key] for key in stored.files}
         except Exception as error:  # NumPy, tokenize, zipfile and zlib raise a dozen types, by the place of the damage
             raise ValueError(f"{path}: damaged ({error}); delete it") from None
+    if "coords" in arrays and not np.array_equal(held.get("coords", ()), arrays["coords"]):
+        held = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:

@@ -40,6 +40,7 @@ def test_weights_read_by_the_library_are_those_of_the_checkpoint(run, tmp_path, 
     assert card["licence"] == "CC-BY-4.0" and card["scores"]["miou"] == metrics["miou"]
     assert card["classes"]["classes"]["box"]["raw"] == [7] and card["classes"]["ignore"] == [0]
     assert card["label_budget"] == metrics["label_budget"] and card["features"] == ["rgb", "height"]
+    assert card["parameters"] == sum(metrics["parameters"].values())
 
 
 def test_an_exported_network_predicts_and_scores_as_its_checkpoint(run, folder, tmp_path, capsys):
@@ -56,6 +57,13 @@ def test_an_exported_network_predicts_and_scores_as_its_checkpoint(run, folder, 
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert results[0][2] == results[1][2]
+
+
+def test_scores_of_an_exported_network_lie_beside_it_unless_told_otherwise(run, tmp_path):
+    (tmp_path / "networks").mkdir()
+    assert export(run, tmp_path / "networks" / "rooms") == 0
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "networks" / "rooms")]) == 0
+    assert (tmp_path / "networks" / "evaluation-rooms" / "metrics.json").is_file()
 
 
 def test_a_network_whose_labels_nobody_knows_is_exported_too(run, folder, tmp_path):

@@ -85,6 +85,24 @@ def test_large_scenes_are_reduced_to_a_part(trained, monkeypatch):
     assert np.isfinite(held["pretrain"]).all() and (held["pretrain"].astype(np.float32) != 0).any(1).all()
 
 
+@pytest.mark.parametrize(("budget", "least"), [("1pt", 3), ("full", 15)])
+def test_given_labels_are_among_the_features_that_are_kept(trained, monkeypatch, budget, least):
+    from mink_decouple.engine import snapshots
+
+    monkeypatch.setattr(snapshots, "FEATURE_POINTS", 30)
+    trainer, output = trained(labels={"budget": budget})
+    held = arrays(output / "features" / f"{trainer.snapshots.train.name}.npz")
+    given = (held["visible"] >= 0).sum()
+    assert len(held["visible"]) == 30
+    assert given == least if budget == "1pt" else given >= least
+
+
+def test_arrays_of_other_points_make_way(tmp_path):
+    add_arrays(tmp_path / "a.npz", {"coords": np.zeros((2, 3)), "pretrain": np.ones(2)})
+    add_arrays(tmp_path / "a.npz", {"coords": np.ones((2, 3)), "final": np.ones(2)})
+    assert set(arrays(tmp_path / "a.npz")) == {"coords", "final"}
+
+
 def test_views_hold_predictions_of_the_pictured_scene_and_pseudo_labels_of_a_training_scene(trained):
     trainer, output = trained()
     scene, held = trainer.pictured, arrays(output / "views" / "c.npz")
