@@ -10,7 +10,7 @@ from typing import Any
 
 from mink_decouple.report import words
 from mink_decouple.report.page import MARK, Page
-from mink_decouple.report.records import Record, load, read_run, run_folders, save
+from mink_decouple.report.records import Record, add, load, read_run, run_folders
 from mink_decouple.report.sections import (
     classes_section,
     confusion_section,
@@ -40,10 +40,11 @@ def compare(
 
     Args:
         paths: run folders, folders that hold run folders, files of records.
-        output: the .html file; one that is there is overwritten where it is such a page.
+        output: the .html file; one that is there is overwritten where it is such a page, and the .json file beside it
+            where it holds such figures.
         reference: title that the others are compared with; None: supervised where there is one, else the first.
         title: of the page.
-        records: file to write the records to, too.
+        records: file to add the records to, too.
         projection: "tsne" or "pca".
 
     Returns:
@@ -53,10 +54,7 @@ def compare(
         FileNotFoundError, ValueError: nothing to compare, runs over different classes or data, an unknown reference, or
             a file in the way.
     """
-    if output.suffix != ".html":
-        raise ValueError(f"--output {output}: expected a name that ends in .html")
-    if output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise ValueError(f"{output}: exists and is no comparison; choose another --output")
+    _require_free(paths, output, records)
     folders: dict[tuple[str, int, str], Path] = {}
     for path in paths:
         for folder in run_folders(path) if path.is_dir() else ():
@@ -87,7 +85,7 @@ def compare(
     page.add("How it was made", origin_section(groups))
     output.parent.mkdir(parents=True, exist_ok=True)
     if records is not None:
-        save(records, found)
+        add(records, *found)
     _write(output.with_suffix(".json"), json.dumps(figures(groups, chosen), indent=1, allow_nan=False) + "\n")
     _write(output, page.html())
     return [*notes, *words.mixed(groups)]
@@ -126,6 +124,32 @@ def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         else:
             again += 1
     return list(found.values()), [f"{again} runs stand there twice; each counts once"] * (again > 0)
+
+
+def _require_free(paths: Sequence[Path], output: Path, records: Path | None) -> None:
+    """Nothing but an earlier page and its figures may be overwritten, and a file that is added to holds records."""
+    if output.suffix != ".html":
+        raise ValueError(f"--output {output}: expected a name that ends in .html")
+    if output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise ValueError(f"{output}: exists and is no comparison; choose another --output")
+    beside = output.with_suffix(".json")
+    advice = f"the page's figures would go to {beside}; choose another --output"
+    if beside.resolve() in {path.resolve() for path in paths}:
+        raise ValueError(f"{beside}: is to be compared, and {advice}")
+    if records is not None and records.resolve() in (beside.resolve(), output.resolve()):
+        raise ValueError(f"--records {records}: is a file of the page; choose another name")
+    if beside.exists() and not _figures_of_a_page(beside):
+        raise ValueError(f"{beside}: exists and holds no figures of a page, and {advice}")
+    if records is not None and records.exists():
+        load([records])
+
+
+def _figures_of_a_page(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "settings" in content
 
 
 def _require_one_kind(records: Sequence[Record]) -> None:

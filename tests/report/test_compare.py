@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from mink_decouple.cli import main
 from mink_decouple.data.classes import Classes
 from mink_decouple.report.compare import compare
-from mink_decouple.report.records import Record, save
+from mink_decouple.report.records import Record, load, save
 from mink_decouple.report.scenes import flatten, projection
 from mink_decouple.report.statistics import paired
 
@@ -208,6 +208,41 @@ def test_no_file_of_another_kind_is_overwritten(tmp_path, capsys):
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>mine</p>"
     assert main([*arguments[:-1], str(tmp_path / "report.txt")]) == 2
     assert main([*arguments, "--reference", "nobody"]) == 2
+
+
+def test_no_file_but_an_earlier_page_s_figures_is_overwritten_by_them(tmp_path, capsys):
+    """The figures go to the name of the page with .json, where records, a run's own files or anything may lie."""
+    mine, other, run = tmp_path / "mine.json", tmp_path / "other.json", tmp_path / "run" / "metrics.json"
+    run.parent.mkdir()
+    for path in (mine, other):
+        save(path, [made()])
+    run.write_text('{"miou": 0.5}', encoding="utf-8")
+    before = {path: path.read_bytes() for path in (mine, other, run)}
+    for output, more, said in (
+        (tmp_path / "run" / ".." / "mine.html", (), "is to be compared"),
+        (tmp_path / "other.html", (), "exists and holds no figures of a page"),
+        (run.with_suffix(".html"), (), "exists and holds no figures of a page"),
+        (tmp_path / "new.html", ("--records", str(tmp_path / "new.json")), "is a file of the page"),
+        (tmp_path / "new.html", ("--records", str(tmp_path / "new.html")), "is a file of the page"),
+        (tmp_path / "new.html", ("--records", str(run)), "not a file of records"),
+    ):
+        assert main(["compare", str(mine), "--output", str(output), *more]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1
+        assert {path: path.read_bytes() for path in before} == before and not output.exists()
+    for _ in range(2):  # its own figures may be written anew
+        assert main(["compare", str(mine), "--output", str(tmp_path / "page.html")]) == 0
+
+
+def test_records_are_added_to_a_file_that_is_there(tmp_path):
+    save(tmp_path / "kept.json", [made(seed=7)])
+    save(tmp_path / "new.json", [made(), made("supervised")])
+    compare([tmp_path / "new.json"], tmp_path / "report.html", records=tmp_path / "kept.json")
+    assert [(one.title, one.seed) for one in load([tmp_path / "kept.json"])] == [
+        ("decoupled", 0),
+        ("decoupled", 7),
+        ("supervised", 0),
+    ]
 
 
 def test_a_run_that_is_there_twice_counts_once(tmp_path):
