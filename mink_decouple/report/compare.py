@@ -68,7 +68,7 @@ def compare(
         raise ValueError(f"--reference {chosen!r}: no run is called so; choices: {', '.join(titles)}")
     groups = dict(sorted(grouped(found).items(), key=lambda pair: (pair[0][0], pair[0][1], pair[0][2] != chosen)))
     places = {
-        setting: [folders[key] for r in runs if (key := (r.digest, r.seed, r.title)) in folders]
+        setting: [(r, folders[key]) for r in runs if (key := (r.digest, r.seed, r.title)) in folders]
         for setting, runs in groups.items()
     }
     page = Page(title or f"{words.listed(titles)} on {found[0].dataset}")
@@ -79,7 +79,7 @@ def compare(
     page.add("Pseudo-labels", pseudo_labels_section(groups))
     page.add("Pseudo-labels in a room", pseudo_label_maps_section(groups, places))
     page.add("Rooms", rooms_section(groups, places))
-    page.add("Features", features_section(groups, places, projection))
+    page.add("Features", features_section(places, projection))
     page.add("Confusion", confusion_section(groups))
     page.add("Cost", cost_section(groups))
     page.add("How it was made", origin_section(groups))

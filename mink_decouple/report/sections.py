@@ -17,7 +17,9 @@ from mink_decouple.report.statistics import Setting, by_seed, deviation_of, mean
 from mink_decouple.report.words import BACKBONES
 
 Groups = Mapping[Setting, Sequence[Record]]
-Places = Mapping[Setting, Sequence[Path]]
+Runs = Sequence[tuple[Record, Path]]
+"""Those that still have a folder, and it."""
+Places = Mapping[Setting, Runs]
 SCORES = {"miou": "mIoU", "head_iou": "head", "waist_iou": "waist", "tail_iou": "tail", "oa": "OA"}
 MOST_ROOMS = 6
 """Settings whose prediction of a room is drawn."""
@@ -200,12 +202,12 @@ def _by_kind(seconds: Mapping[str, float], kinds: Sequence[str]) -> dict[str, fl
 def pseudo_label_maps_section(groups: Groups, places: Places) -> str:
     """A training scene of one run of each setting."""
     parts = []
-    for setting, folders in places.items():
-        for folder in folders[:1]:
+    for setting, runs in places.items():
+        for record, folder in runs[:1]:
             for scene, arrays in scenes.arrays_of(folder, "views").items():
                 if any(key.endswith("_label") for key in arrays):
-                    panels = scenes.pseudo_label_panels(arrays, classes_of(groups[setting][0]))
-                    name = f"{name_of(setting)}, seed {groups[setting][0].seed}, {scene}"
+                    panels = scenes.pseudo_label_panels(arrays, classes_of(record))
+                    name = f"{name_of(setting)}, seed {record.seed}, {scene}"
                     parts.append(page.folded(name, _figures(panels, scene)))
     if not parts:
         return page.missing("Only run folders hold pseudo-labels of a scene; records do not.")
@@ -214,34 +216,48 @@ def pseudo_label_maps_section(groups: Groups, places: Places) -> str:
 
 
 def rooms_section(groups: Groups, places: Places) -> str:
-    """One evaluation scene as each setting predicts it."""
+    """One evaluation scene as each setting predicts it, by a seed that all of them have where there is one."""
     parts = []
-    for labels, backbone in dict.fromkeys(setting[:2] for setting in places):
-        views: dict[str, scenes.Arrays] = {}
-        scene_name = ""
-        for setting, folders in places.items():
-            if setting[:2] != (labels, backbone) or not folders or len(views) == MOST_ROOMS:
-                continue
-            for scene, arrays in scenes.arrays_of(folders[0], "views").items():
-                if "final" in arrays and scene_name in ("", scene):
-                    views[setting[2]], scene_name = arrays, scene
+    for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
+        here = [setting for setting in groups if setting[:2] == (labels, backbone)]
+        views, scene = _room({s: runs for s in here if (runs := _pictured(places[s]))})
         if views:
-            where = f"{BACKBONES.get(backbone, backbone)}, {labels}, {scene_name}"
-            some = groups[next(s for s in places if s[:2] == (labels, backbone))][0]
-            parts.append(page.folded(where, _figures(scenes.room_panels(views, classes_of(some)), scene_name)))
+            where = f"{BACKBONES.get(backbone, backbone)}, {labels}, {scene}"
+            left = len(here) - len(views)
+            note = f"{left} of {len(here)} settings are left out: at most {MOST_ROOMS} are drawn, from run folders."
+            drawn = _figures(scenes.room_panels(views, classes_of(groups[here[0]][0])), scene)
+            parts.append(page.folded(where, page.paragraph(note) * (left > 0) + drawn))
     if not parts:
         return page.missing("Only run folders hold predictions of a scene; records do not.")
     some = next(iter(groups.values()))[0]
     return page.legend(some.classes, classes_of(some).colors.tolist()) + "".join(parts)
 
 
-def features_section(groups: Groups, places: Places, method: str) -> str:
+def _room(places: Places) -> tuple[dict[str, scenes.Arrays], str]:
+    """`title, seed` -> arrays of one evaluation scene, of up to `MOST_ROOMS` settings; and the name of the scene."""
+    shown = list(places.items())[:MOST_ROOMS]
+    common = set.intersection(*({record.seed for record, _ in runs} for _, runs in shown)) if shown else set()
+    views: dict[str, scenes.Arrays] = {}
+    name, points = "", 0
+    for setting, runs in shown:
+        record, folder = next((run for run in runs if run[0].seed == min(common, default=None)), runs[0])
+        for scene, arrays in scenes.arrays_of(folder, "views").items():
+            if "final" in arrays and (not views or (scene, len(arrays["final"])) == (name, points)):
+                views[f"{setting[2]}, seed {record.seed}"] = arrays
+                name, points = scene, len(arrays["final"])
+    return views, name
+
+
+def _pictured(runs: Runs) -> Runs:
+    return [run for run in runs if (run[1] / "views").is_dir()]
+
+
+def features_section(places: Places, method: str) -> str:
     """Features of the training scene of one run of each setting, at the begin, the middle and the end."""
     parts = []
-    for setting, folders in places.items():
-        for folder in folders[:1]:
+    for setting, runs in places.items():
+        for record, folder in runs[:1]:
             found = scenes.arrays_of(folder, "features")
-            record = groups[setting][0]
             order = [line["stage"] for line in record.history if line["event"] == "evaluation" and "epoch" not in line]
             for scene, arrays in found.items():
                 stages = [stage for stage in dict.fromkeys(order) if stage in arrays]

@@ -1,0 +1,67 @@
+"""The pictures of a comparison: of which runs they are, and what their words say of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+from test_compare import made
+from test_records import run_folder
+
+from mink_decouple.report.compare import compare
+from mink_decouple.report.records import read_run, save
+from mink_decouple.report.sections import MOST_ROOMS, rooms_section
+from mink_decouple.report.statistics import grouped
+
+POINTS = 60
+
+
+def keep_pictures(folder):
+    """What a run keeps of its two scenes."""
+    rng = np.random.default_rng(0)
+    coords, ids = rng.uniform(0, 4, (POINTS, 3)).astype(np.float32), np.arange(POINTS) % 2
+    (folder / "views").mkdir(parents=True)
+    (folder / "features").mkdir()
+    np.savez(folder / "views" / "office.npz", coords=coords, truth=ids, final=ids)
+    visible = np.where(np.arange(POINTS) < 4, ids, -1)
+    labels = {"iter_00_label": np.where(np.arange(POINTS) < 30, ids, -1), "iter_00_round": np.ones(POINTS, np.uint8)}
+    np.savez(folder / "views" / "lobby.npz", coords=coords, truth=ids, visible=visible, **labels)
+    stages = {"pretrain": rng.normal(size=(POINTS, 3))}
+    np.savez(folder / "features" / "lobby.npz", truth=ids, visible=visible, **stages)
+    return folder
+
+
+def test_a_picture_names_the_seed_of_the_folder_that_it_is_of(tmp_path):
+    """Seed 0 is there as a record, without its folder."""
+    folder = keep_pictures(run_folder(tmp_path / "run", seed=1))
+    (folder / "metrics.jsonl").write_text('{"event": "evaluation", "stage": "pretrain"}\n', encoding="utf-8")
+    save(tmp_path / "records.json", [replace(read_run(folder), seed=0)])
+    compare([tmp_path / "records.json", folder], tmp_path / "page.html", projection="pca")
+    parts = (tmp_path / "page.html").read_text(encoding="utf-8").split("<section")
+    pictured = [part for part in parts if re.search(r"<h2>(Pseudo-labels in a room|Rooms|Features)</h2>", part)]
+    assert len(pictured) == 3
+    assert all("seed 1" in part and "seed 0" not in part for part in pictured)
+
+
+def rooms_of(tmp_path, seeds):
+    """The section of settings that have runs of such seeds, each with a folder."""
+    groups = grouped([made(title, seed) for title, found in seeds.items() for seed in found])
+    places = {
+        setting: [(run, keep_pictures(tmp_path / f"{run.title}{run.seed}")) for run in runs]
+        for setting, runs in groups.items()
+    }
+    return rooms_section(groups, places)
+
+
+def test_rooms_are_of_one_seed_where_there_is_one_that_all_have(tmp_path):
+    shown = re.findall(r"<figcaption>(\w+), seed (\d)<", rooms_of(tmp_path / "a", {"a": (0, 1, 2), "b": (1, 2)}))
+    assert shown == [("a", "1"), ("b", "1")]
+    shown = re.findall(r"<figcaption>(\w+), seed (\d)<", rooms_of(tmp_path / "b", {"a": (0, 2), "b": (1,)}))
+    assert shown == [("a", "0"), ("b", "1")]
+
+
+def test_settings_whose_room_is_not_drawn_are_counted(tmp_path):
+    text = rooms_of(tmp_path / "a", {f"setting{number}": (0,) for number in range(MOST_ROOMS + 2)})
+    assert f"2 of {MOST_ROOMS + 2} settings are left out" in text
+    assert "left out" not in rooms_of(tmp_path / "b", {f"setting{number}": (0,) for number in range(MOST_ROOMS)})
