@@ -80,17 +80,21 @@ def _verdict(groups: Mapping[Setting, Sequence[Record]], labels: str, backbone: 
     if not known:
         return f"{name} at {labels}: no score."
     best = max(known, key=lambda title: known[title])
-    text = f"{name} at {labels}: {best} leads with {known[best]:.1f} mIoU"
     if len(known) == 1:
         return f"{name} at {labels}: {known[best]:.1f} mIoU by {best}, which nothing is compared with."
+    text = f"{name} at {labels}: {best} leads with {known[best]:.1f} mIoU"
     if reference not in known:
         return f"{text}; {reference} was not run."
+    other = reference
     if best == reference:
-        second = max((title for title in known if title != best), key=lambda title: known[title])
-        gap = paired(by_seed(here[best], "miou"), by_seed(here[second], "miou"))
-        rest = "" if gap is None else f", {gap.mean:+.1f} from {second} ({sureness(gap)})"
-        return f"{text}{rest}."
-    gap = paired(by_seed(here[best], "miou"), by_seed(here[reference], "miou"))
-    tail = paired(by_seed(here[best], "tail_iou"), by_seed(here[reference], "tail_iou"))
-    text += "" if gap is None else f", {gap.mean:+.1f} from {reference} ({sureness(gap)})"
-    return text + ("." if tail is None else f"; tail IoU {tail.mean:+.1f}.")
+        other = max((title for title in known if title != best), key=lambda title: known[title])
+    gap, tail = (paired(by_seed(here[best], score), by_seed(here[other], score)) for score in ("miou", "tail_iou"))
+    if gap is None:
+        return f"{text}, by other seeds than those of {other}."
+    if gap.mean < 0:  # the means above are over all seeds of each, this gap is over those that both have
+        return (
+            f"{name} at {labels}: {best} has the highest mean, {known[best]:.1f} mIoU, but is {-gap.mean:.1f} below "
+            f"{other} over the seeds that both have ({sureness(gap)})."
+        )
+    text += f", {gap.mean:+.1f} from {other} ({sureness(gap)})"
+    return text + ("." if tail is None or best == reference else f"; tail IoU {tail.mean:+.1f}.")

@@ -149,6 +149,15 @@ def test_the_words_say_who_leads_and_how_surely(tmp_path):
     assert "close leads with 31.7 mIoU, +0.7 from supervised (within chance" in text
 
 
+@pytest.mark.parametrize("reference", ["plain", "lucky"])
+def test_nothing_leads_what_it_is_below_over_common_seeds(tmp_path, reference):
+    """`lucky` has the higher mean for its one seed is the easy one; on that seed it is below `plain`."""
+    records = [*(made("plain", seed, value) for seed, value in enumerate((0.2, 0.3, 0.4))), made("lucky", 2, 0.35)]
+    text = page_of(tmp_path, records, reference=reference)
+    assert "lucky has the highest mean, 35.0 mIoU, but is 5.0 below plain over the seeds that both have" in text
+    assert "leads with" not in text
+
+
 def test_a_page_loads_nothing_and_is_the_same_twice(tmp_path):
     records = [made("supervised", s) for s in range(2)] + [made("decoupled", s, 0.6) for s in range(2)]
     first = page_of(tmp_path, records)
