@@ -26,6 +26,8 @@ from mink_decouple.report.sections import (
 from mink_decouple.report.statistics import Setting, by_seed, deviation_of, grouped, mean_of, paired
 
 SCORES = ("miou", "head_iou", "waist_iou", "tail_iou", "oa")
+DEFAULTS = ("supervised", "decoupled")
+"""Titles that the others are compared with where nobody says which."""
 
 
 def compare(
@@ -42,7 +44,8 @@ def compare(
         paths: run folders, folders that hold run folders, files of records.
         output: the .html file; one that is there is overwritten where it is such a page, and the .json file beside it
             where it holds such figures.
-        reference: title that the others are compared with; None: supervised where there is one, else the first.
+        reference: title that the others are compared with; None: the first of `DEFAULTS` that there is, else the title
+            of the first run.
         title: of the page.
         records: file to add the records to, too.
         projection: "tsne" or "pca".
@@ -63,7 +66,7 @@ def compare(
     found, notes = _distinct(load(paths))
     _require_one_kind(found)
     titles = list(dict.fromkeys(record.title for record in found))
-    chosen = reference or ("supervised" if "supervised" in titles else titles[0])
+    chosen = reference or next((title for title in DEFAULTS if title in titles), titles[0])
     if chosen not in titles:
         raise ValueError(f"--reference {chosen!r}: no run is called so; choices: {', '.join(titles)}")
     groups = dict(sorted(grouped(found).items(), key=lambda pair: (pair[0][0], pair[0][1], pair[0][2] != chosen)))
@@ -72,7 +75,7 @@ def compare(
         for setting, runs in groups.items()
     }
     page = Page(title or f"{words.listed(titles)} on {found[0].dataset}")
-    page.add("In words", words.summary(groups, chosen))
+    page.add("In words", words.summary(groups, chosen, asked=reference is not None))
     page.add("Scores", main_section(groups, chosen))
     page.add("Classes", classes_section(groups))
     page.add("Course of training", curves_section(groups))

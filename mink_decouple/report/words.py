@@ -17,8 +17,14 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
-    """Paragraphs: what was compared, and for each budget and backbone who leads, by how much, how surely."""
+def summary(groups: Mapping[Setting, Sequence[Record]], reference: str, asked: bool = True) -> str:
+    """Paragraphs: what was compared, and for each budget and backbone who leads, by how much, how surely.
+
+    Args:
+        groups: runs by setting.
+        reference: title that the others are compared with.
+        asked: whether a user named it.
+    """
     runs = [record for found in groups.values() for record in found]
     seeds = sorted({record.seed for record in runs})
     counted = sorted({record.metrics["classes_counted"] for record in runs if "classes_counted" in record.metrics})
@@ -26,6 +32,8 @@ def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
     if counted:
         first += f" mIoU is the mean over {' to '.join(map(str, dict.fromkeys((counted[0], counted[-1]))))} classes."
     first += " Scores are percent on every raw point of the evaluation split, by the last network of a run."
+    if len({setting[2] for setting in groups}) > 1:
+        first += f" The others are compared with {reference}{'' if asked else ', the default (--reference)'}."
     lines = [paragraph(text) for text in (first, *budgets(runs), *mixed(groups))]
     for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
         lines.append(paragraph(_verdict(groups, labels, backbone, reference)))

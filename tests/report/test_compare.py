@@ -149,6 +149,21 @@ def test_the_words_say_who_leads_and_how_surely(tmp_path):
     assert "close leads with 31.7 mIoU, +0.7 from supervised (within chance" in text
 
 
+@pytest.mark.parametrize(
+    ("titles", "asked", "told"),
+    [
+        (("aerial", "decoupled", "supervised"), None, "supervised, the default (--reference)."),
+        (("aerial", "decoupled"), None, "decoupled, the default (--reference)."),
+        (("aerial", "best"), None, "aerial, the default (--reference)."),
+        (("aerial", "decoupled", "supervised"), "aerial", "aerial."),
+    ],
+)
+def test_the_page_says_what_the_others_are_compared_with_and_whether_by_default(tmp_path, titles, asked, told):
+    text = page_of(tmp_path, [made(title) for title in titles], reference=asked)
+    assert f"The others are compared with {told}<" in text
+    assert f"mIoU − {told.rstrip('.').split(',')[0]}</th>" in text
+
+
 @pytest.mark.parametrize("reference", ["plain", "lucky"])
 def test_nothing_leads_what_it_is_below_over_common_seeds(tmp_path, reference):
     """`lucky` has the higher mean for its one seed is the easy one; on that seed it is below `plain`."""
