@@ -23,7 +23,7 @@ from mink_decouple.report.sections import (
     pseudo_labels_section,
     rooms_section,
 )
-from mink_decouple.report.statistics import Setting, by_seed, deviation_of, grouped, mean_of, paired
+from mink_decouple.report.statistics import Setting, by_seed, compared, deviation_of, grouped, mean_of
 
 SCORES = ("miou", "head_iou", "waist_iou", "tail_iou", "oa")
 DEFAULTS = ("supervised", "decoupled")
@@ -96,17 +96,16 @@ def compare(
 
 def figures(groups: Mapping[Setting, Sequence[Record]], reference: str) -> dict[str, Any]:
     """The numbers of the page as plain data, percent."""
+    gaps = {score: compared(groups, score, reference) for score in SCORES}
     rows = []
     for setting, runs in groups.items():
         labels, backbone, title = setting
         row: dict[str, Any] = {"labels": labels, "backbone": backbone, "title": title}
         row["seeds"] = [record.seed for record in runs]
-        others = groups.get((labels, backbone, reference), [])
         for score in SCORES:
             values = list(by_seed(runs, score).values())
             row[score] = {"mean": mean_of(values), "deviation": deviation_of(values)}
-            gap = paired(by_seed(runs, score), by_seed(others, score)) if title != reference else None
-            if gap is not None:
+            if (gap := gaps[score].get(setting)) is not None:
                 row[score] |= {"difference": gap.mean, "low": gap.low, "high": gap.high, "p": gap.p}
         row["seconds"] = mean_of([sum(record.cost["seconds"].values()) for record in runs])
         rows.append(row)

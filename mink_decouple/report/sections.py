@@ -13,8 +13,8 @@ from mink_decouple.metrics import GROUPS
 from mink_decouple.report import charts, page, scenes
 from mink_decouple.report.page import Cell
 from mink_decouple.report.records import Record
-from mink_decouple.report.statistics import Setting, by_seed, deviation_of, mean_of, paired
-from mink_decouple.report.words import BACKBONES
+from mink_decouple.report.statistics import Setting, by_seed, compared, deviation_of, mean_of
+from mink_decouple.report.words import BACKBONES, chances
 
 Groups = Mapping[Setting, Sequence[Record]]
 Runs = Sequence[tuple[Record, Path]]
@@ -36,6 +36,7 @@ def main_section(groups: Groups, reference: str) -> str:
     headers = ["labels", "backbone", "setting", *SCORES.values(), "pre-trained", "seeds"]
     headers += [f"mIoU − {reference}", "p", f"tail − {reference}", "p"]
     best = _best(groups)
+    gaps = [compared(groups, score, reference) for score in ("miou", "tail_iou")]
     rows: list[list[str | Cell]] = []
     for setting, runs in groups.items():
         labels, backbone, title = setting
@@ -45,9 +46,8 @@ def main_section(groups: Groups, reference: str) -> str:
             row.append(Cell(spread(values), best=score == "miou" and setting in best))
         first = [100 * r.metrics["pretrained"]["miou"] for r in runs if r.metrics.get("pretrained", {}).get("miou")]
         row += [spread(first), str(len(runs))]
-        others = groups.get((labels, backbone, reference), ())
-        for score in ("miou", "tail_iou"):
-            gap = paired(by_seed(runs, score), by_seed(others, score)) if title != reference else None
+        for found in gaps:
+            gap = found.get(setting)
             if gap is None:
                 row += ["", ""]
             elif gap.p is None:
@@ -61,6 +61,7 @@ def main_section(groups: Groups, reference: str) -> str:
         "Differences are means over common seeds with a 95 % interval. Head, waist and tail are thirds of the classes "
         "by frequency."
     )
+    note += chances(groups, reference)
     return page.paragraph(note) + page.table(headers, rows, text=3, sortable=True)
 
 

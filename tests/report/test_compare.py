@@ -16,7 +16,7 @@ from mink_decouple.data.classes import Classes
 from mink_decouple.report.compare import compare
 from mink_decouple.report.records import Record, load, save
 from mink_decouple.report.scenes import flatten, projection
-from mink_decouple.report.statistics import paired
+from mink_decouple.report.statistics import holm, paired
 
 CLASSES = ["floor", "wall", "sofa"]
 
@@ -120,10 +120,28 @@ def test_the_paired_test_by_hand():
     found = paired({0: 11, 1: 22, 2: 33, 9: 0}, {0: 10, 1: 20, 2: 30, 7: 5})
     assert found is not None and found.pairs == 3
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
-    assert not found.beyond_chance
     assert paired({0: 1.0}, {1: 1.0}) is None
     alone = paired({0: 3.0}, {0: 1.0})
-    assert alone is not None and (alone.mean, alone.p, alone.beyond_chance) == (2.0, None, False)
+    assert alone is not None and (alone.mean, alone.p) == (2.0, None)
+
+
+def test_holms_correction_by_hand():
+    # 4 x 0.01; 3 x 0.015; 2 x 0.02 is less than that, so that again; 1 x 0.9
+    tests = {"a": 0.02, "b": 0.01, "c": 0.9, "d": 0.015}
+    assert holm(tests) == pytest.approx({"b": 0.04, "d": 0.045, "a": 0.045, "c": 0.9})
+    assert holm({"a": 0.3, "b": 0.9}) == {"a": 0.6, "b": 0.9} and holm({"a": 0.7, "b": 0.8})["a"] == 1.0
+
+
+def test_what_many_tests_find_by_chance_is_told_and_corrected_for(tmp_path):
+    """A gap with p = 0.035 is beyond chance alone, not as the largest of four."""
+    plain = [made("supervised", seed, 0.3) for seed in range(3)]
+    best = [made("best", seed, value) for seed, value in enumerate((0.36, 0.34, 0.38))]
+    assert "beyond chance by a paired t-test (p = 0.035)" in page_of(tmp_path, plain + best)
+    more = [made(title, seed, 0.3 + 0.01 * seed) for title in ("a", "b", "c") for seed in range(3)]
+    text = page_of(tmp_path, plain + best + more)
+    assert "within chance by a paired t-test (p = 0.035, by Holm&#x27;s correction for 4 tests 0.14)" in text
+    assert "These are 8 comparisons: where nothing differs, about 0.4 of so many p" in text  # of mIoU and of tail IoU
+    assert "comparisons" not in page_of(tmp_path, plain)
 
 
 def test_the_main_table_holds_the_figures_of_the_records(tmp_path):
