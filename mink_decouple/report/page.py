@@ -27,8 +27,10 @@ figcaption { font-size: .82rem; color: #444; }
 img, svg { max-width: 100%; height: auto; } details > summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 .swatch { display: inline-block; width: .8em; height: .8em; border: 1px solid #777; margin-right: .3em; }
 .legend span { margin-right: 1rem; white-space: nowrap; }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; } h2 { break-after: avoid; }
-  figure, table, svg { break-inside: avoid; } thead th.sortable::after { content: ""; } }
+@page { size: A4 landscape; margin: 10mm; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+  h2, h3, summary { break-after: avoid; } figure, tr, svg { break-inside: avoid; } .scroll { overflow: visible; }
+  table { font-size: 9px; } thead th.sortable::after { content: ""; } }
 """
 
 SCRIPT = """
@@ -42,6 +44,13 @@ for (const head of document.querySelectorAll("th.sortable")) head.addEventListen
     return down ? -order : order; });
   table.tBodies[0].append(...rows);
 });
+// paper has no clicks: all that is folded is printed
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const fold of closed) fold.open = true;
+});
+addEventListener("afterprint", () => { for (const fold of closed) fold.open = false; });
 """
 
 
