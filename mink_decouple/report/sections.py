@@ -11,6 +11,7 @@ import numpy as np
 from mink_decouple.data.classes import Classes
 from mink_decouple.metrics import GROUPS
 from mink_decouple.report import charts, page, scenes
+from mink_decouple.report.figures import UNLABELLED
 from mink_decouple.report.page import Cell
 from mink_decouple.report.records import Record
 from mink_decouple.report.statistics import Setting, by_seed, compared, deviation_of, mean_of
@@ -212,16 +213,16 @@ def pseudo_label_maps_section(groups: Groups, places: Places) -> str:
                     parts.append(page.folded(name, _figures(panels, scene)))
     if not parts:
         return page.missing("Only run folders hold pseudo-labels of a scene; records do not.")
-    some = next(iter(groups.values()))[0]
-    return page.legend(some.classes, classes_of(some).colors.tolist()) + "".join(parts)
+    return _legend(groups, unlabelled=True) + "".join(parts)
 
 
 def rooms_section(groups: Groups, places: Places) -> str:
     """One evaluation scene as each setting predicts it, by a seed that all of them have where there is one."""
-    parts = []
+    parts, unlabelled = [], False
     for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
         here = [setting for setting in groups if setting[:2] == (labels, backbone)]
         views, scene = _room({s: runs for s in here if (runs := _pictured(places[s]))})
+        unlabelled |= any(bool((view["truth"] < 0).any()) for view in views.values())
         if views:
             where = f"{BACKBONES.get(backbone, backbone)}, {labels}, {scene}"
             left = len(here) - len(views)
@@ -230,8 +231,7 @@ def rooms_section(groups: Groups, places: Places) -> str:
             parts.append(page.folded(where, page.paragraph(note) * (left > 0) + drawn))
     if not parts:
         return page.missing("Only run folders hold predictions of a scene; records do not.")
-    some = next(iter(groups.values()))[0]
-    return page.legend(some.classes, classes_of(some).colors.tolist()) + "".join(parts)
+    return _legend(groups, unlabelled) + "".join(parts)
 
 
 def _room(places: Places) -> tuple[dict[str, scenes.Arrays], str]:
@@ -330,6 +330,12 @@ def _best(groups: Groups) -> set[Setting]:
         if len(known) > 1:
             best.add(max(known, key=lambda s: known[s]))
     return best
+
+
+def _legend(groups: Groups, unlabelled: bool) -> str:
+    some = next(iter(groups.values()))[0]
+    colors = classes_of(some).colors.tolist()
+    return page.legend([*some.classes, *["no label"] * unlabelled], [*colors, *[UNLABELLED] * unlabelled])
 
 
 def _figures(panels: Sequence[tuple[str, str]], scene: str) -> str:

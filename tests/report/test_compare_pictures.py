@@ -9,21 +9,24 @@ import numpy as np
 from test_compare import made
 from test_records import run_folder
 
+from mink_decouple.data.classes import Classes
+from mink_decouple.report import scenes
 from mink_decouple.report.compare import compare
 from mink_decouple.report.records import read_run, save
-from mink_decouple.report.sections import MOST_ROOMS, rooms_section
+from mink_decouple.report.sections import MOST_ROOMS, pseudo_label_maps_section, rooms_section
 from mink_decouple.report.statistics import grouped
 
 POINTS = 60
 
 
-def keep_pictures(folder):
+def keep_pictures(folder, unlabelled=0):
     """What a run keeps of its two scenes."""
     rng = np.random.default_rng(0)
     coords, ids = rng.uniform(0, 4, (POINTS, 3)).astype(np.float32), np.arange(POINTS) % 2
     (folder / "views").mkdir(parents=True)
     (folder / "features").mkdir()
-    np.savez(folder / "views" / "office.npz", coords=coords, truth=ids, final=ids)
+    truth = np.where(np.arange(POINTS) < unlabelled, -1, ids)
+    np.savez(folder / "views" / "office.npz", coords=coords, truth=truth, final=ids)
     visible = np.where(np.arange(POINTS) < 4, ids, -1)
     labels = {"iter_00_label": np.where(np.arange(POINTS) < 30, ids, -1), "iter_00_round": np.ones(POINTS, np.uint8)}
     np.savez(folder / "views" / "lobby.npz", coords=coords, truth=ids, visible=visible, **labels)
@@ -44,11 +47,11 @@ def test_a_picture_names_the_seed_of_the_folder_that_it_is_of(tmp_path):
     assert all("seed 1" in part and "seed 0" not in part for part in pictured)
 
 
-def rooms_of(tmp_path, seeds):
+def rooms_of(tmp_path, seeds, unlabelled=0):
     """The section of settings that have runs of such seeds, each with a folder."""
     groups = grouped([made(title, seed) for title, found in seeds.items() for seed in found])
     places = {
-        setting: [(run, keep_pictures(tmp_path / f"{run.title}{run.seed}")) for run in runs]
+        setting: [(run, keep_pictures(tmp_path / f"{run.title}{run.seed}", unlabelled)) for run in runs]
         for setting, runs in groups.items()
     }
     return rooms_section(groups, places)
@@ -65,3 +68,24 @@ def test_settings_whose_room_is_not_drawn_are_counted(tmp_path):
     text = rooms_of(tmp_path / "a", {f"setting{number}": (0,) for number in range(MOST_ROOMS + 2)})
     assert f"2 of {MOST_ROOMS + 2} settings are left out" in text
     assert "left out" not in rooms_of(tmp_path / "b", {f"setting{number}": (0,) for number in range(MOST_ROOMS)})
+
+
+def test_a_legend_names_the_colour_of_no_label_where_it_is_drawn(tmp_path):
+    assert "</i>no label<" not in rooms_of(tmp_path / "a", {"a": (0,)})
+    assert "</i>no label<" in rooms_of(tmp_path / "b", {"a": (0,)}, unlabelled=5)
+    groups = grouped([made()])
+    places = {setting: [(runs[0], tmp_path / "a" / "a0")] for setting, runs in groups.items()}
+    assert "</i>no label<" in pseudo_label_maps_section(groups, places)
+
+
+def test_given_labels_are_seen_though_they_are_few_and_behind_others(monkeypatch):
+    """One labelled point below the middle of a slab of thousands, which hides it."""
+    rng = np.random.default_rng(0)
+    coords = np.vstack([[[2.0, 2.0, -0.5]], rng.uniform(0, 4, (5000, 3)) * [1, 1, 0.05]])
+    classes = Classes(("a", "b"), np.array([[0, 0, 255], [255, 0, 0]], np.uint8), {0: 0, 1: 1}, frozenset())
+    visible = np.where(np.arange(5001) == 0, 1, -1)
+    monkeypatch.setattr(scenes, "picture", lambda image: image)
+    view = {"coords": coords, "truth": np.zeros(5001, int), "visible": visible}
+    panels = dict(scenes.pseudo_label_panels(view, classes))
+    red = (panels["given labels"] == (1, 0, 0)).all(-1)
+    assert 25 <= red.sum() <= 36  # 6 x 6, those of the edge blended
