@@ -108,13 +108,15 @@ def curves_section(groups: Groups) -> str:
         if several:
             where = f"{BACKBONES.get(backbone, backbone)}, {labels}"
             classes = next(iter(several.values()))[0].classes
-            drawn = page.drawing(charts.iou_curves(several, classes), f"IoU of each class over evaluations, {where}")
+            words = f"IoU of each class over evaluations, {where}"
+            drawn = page.drawing(charts.iou_curves(several, classes), words, wide=True)
             parts.append(f"<h3>{where}</h3>{drawn}")
     if not parts:
         return page.missing("No run was scored more than once.")
     note = (
         "IoU in percent at each evaluation: after the pre-training (0), then after each iteration, or each epoch where "
-        "the run says so; a band is the sample deviation over seeds."
+        "the run says so; means over seeds. A band is the sample deviation over seeds; more than "
+        f"{charts.MOST_BANDS} settings have none."
     )
     return page.paragraph(note) + "".join(parts)
 
@@ -124,11 +126,9 @@ def pseudo_labels_section(groups: Groups) -> str:
     parts = []
     for setting, runs in groups.items():
         if all(any(line["event"] == "pseudo_labels" for line in r.history) for r in runs):
-            name = name_of(setting)
-            drawn = page.drawing(
-                charts.pseudo_label_chart(runs, runs[0].classes),
-                f"pseudo-labels of each class by iteration, {name}",
-            )
+            name = f"{name_of(setting)}, {charts.seeds(len(runs))}"
+            words = f"pseudo-labels of each class by iteration, {name}"
+            drawn = page.drawing(charts.pseudo_label_chart(runs, runs[0].classes), words, wide=True)
             parts.append(page.folded(name, drawn + _pseudo_label_table(runs)))
     if not parts:
         return page.missing("No run makes pseudo-labels.")
@@ -163,8 +163,9 @@ def confusion_section(groups: Groups) -> str:
     for setting, runs in groups.items():
         found = [np.asarray(r.metrics["confusion"]) for r in runs if "confusion" in r.metrics]
         if found:
-            uri = charts.confusion_chart(np.sum(found, axis=0), runs[0].classes, name_of(setting))
-            parts.append(page.image(uri, f"confusion matrix, {name_of(setting)}"))
+            name = f"{name_of(setting)}, {charts.seeds(len(found))}"
+            uri = charts.confusion_chart(np.sum(found, axis=0), runs[0].classes, name)
+            parts.append(page.image(uri, f"confusion matrix, {name}"))
     if not parts:
         return page.missing("No run holds a confusion matrix.")
     return page.folded(f"{len(parts)} matrices, rows in percent of the true class", "".join(parts))

@@ -40,6 +40,19 @@ document.body.append(out);
 """
 
 
+NARROW = """
+<script>
+const drawn = [...document.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().width);
+const found = {
+  charts: drawn.length,
+  scale: Math.min(...drawn.map(svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)),
+  wide: document.documentElement.scrollWidth - innerWidth,
+};
+const out = document.createElement("pre");
+out.id = "out"; out.textContent = JSON.stringify(found);
+document.body.append(out);
+</script>
+"""
 PAPER = 1047
 """Width in CSS pixels of what A4 landscape leaves between margins of 10 mm."""
 PRINTED = """
@@ -113,3 +126,12 @@ def test_on_paper_no_column_is_cut_and_nothing_is_folded(tmp_path, name):
     seen = told_by_page(tmp_path, PAPER)
     assert seen["tables"] > 4 and seen["right"] <= PAPER and seen["cut"] == 0
     assert seen["folds"] > 1 and seen["folded"] == 0 and seen["after"] == seen["folds"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+def test_charts_stay_readable_in_a_narrow_window(tmp_path):
+    """They scroll: their smallest text, of 7 points, has 7 pixels or more, and the page is no wider than the window."""
+    text = page_of(tmp_path, [made(title, seed) for title in ("a", "b") for seed in range(2)])
+    (tmp_path / "page.html").write_text(text.replace("</body>", NARROW + "</body>"), encoding="utf-8")
+    seen = told_by_page(tmp_path, 500)
+    assert seen["charts"] > 1 and 7 * seen["scale"] >= 7 and seen["wide"] <= 0

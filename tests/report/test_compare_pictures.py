@@ -6,11 +6,12 @@ import re
 from dataclasses import replace
 
 import numpy as np
-from test_compare import made
+import pytest
+from test_compare import made, page_of
 from test_records import run_folder
 
 from mink_decouple.data.classes import Classes
-from mink_decouple.report import scenes
+from mink_decouple.report import charts, scenes
 from mink_decouple.report.compare import compare
 from mink_decouple.report.records import read_run, save
 from mink_decouple.report.sections import MOST_ROOMS, pseudo_label_maps_section, rooms_section
@@ -89,3 +90,33 @@ def test_given_labels_are_seen_though_they_are_few_and_behind_others(monkeypatch
     panels = dict(scenes.pseudo_label_panels(view, classes))
     red = (panels["given labels"] == (1, 0, 0)).all(-1)
     assert 25 <= red.sum() <= 36  # 6 x 6, those of the edge blended
+
+
+def figure_of(monkeypatch, chart, *arguments):
+    """The figure of a chart before it becomes text."""
+    monkeypatch.setattr(charts, "_svg", lambda figure, name: figure)
+    return chart(*arguments)
+
+
+def test_no_point_of_the_cost_chart_is_cut(monkeypatch):
+    """Where the minutes were nearly equal, the axis ended within the last mark."""
+    points = {"a": (100.0, 50.0), "b": (100.1, 51.0)}
+    axes = figure_of(monkeypatch, charts.cost_chart, points).axes[0]
+    axes.figure.canvas.draw()
+    right, last = axes.transAxes.transform((1, 0))[0], axes.transData.transform((100.1, 0))[0]
+    radius = 45**0.5 / 2 * axes.figure.dpi / 72  # a scatter's size is in square points
+    assert right - last > radius
+
+
+@pytest.mark.parametrize("settings", [4, 5])
+def test_bands_are_left_out_where_they_would_merge(monkeypatch, settings):
+    groups = {f"s{number}": [made(seed=seed) for seed in range(3)] for number in range(settings)}
+    axes = figure_of(monkeypatch, charts.iou_curves, groups, ["floor", "wall", "sofa"]).axes[0]
+    assert len(axes.lines) == settings and len(axes.collections) == (4 if settings == 4 else 0)
+
+
+def test_captions_say_how_many_seeds_they_hold(tmp_path):
+    text = page_of(tmp_path, [*(made("a", seed) for seed in range(3)), made("b")])
+    assert text.count(">a, 3 seeds<") == 1 and text.count(">b, 1 seed<") == 1  # lines of the curves
+    for what in ("pseudo-labels of each class by iteration", "confusion matrix"):
+        assert f"{what}, a, MinkUNet, 1pt, 3 seeds" in text and f"{what}, b, MinkUNet, 1pt, 1 seed" in text
