@@ -147,9 +147,13 @@ def compare(parser: argparse.ArgumentParser) -> None:
     """Of `compare`."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, folder of them, or records file")
     parser.add_argument("--output", type=Path, required=True, help="the .html file to write")
-    parser.add_argument("--reference", help="recipe that the others are compared with (default: supervised)")
+    parser.add_argument(
+        "--reference",
+        metavar="RECIPE",
+        help="what the others are compared with (default: supervised, else decoupled, else that of the first run)",
+    )
     parser.add_argument("--title", help="of the page")
-    parser.add_argument("--records", type=Path, help="write the runs as records, too")
+    parser.add_argument("--records", type=Path, help="file of records to add the runs to, too")
     parser.add_argument("--projection", choices=("tsne", "pca"), default="tsne", help="of the features")
 
 

@@ -20,6 +20,15 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
+MOST_BANDS = 4
+"""Settings whose spread is drawn as a band; those of more would merge."""
+
+
+def seeds(count: int) -> str:
+    """`3 seeds`, for captions."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def look(number: int) -> dict[str, Any]:
     """Colour and dashes of the line of a setting."""
     return {
@@ -38,7 +47,10 @@ def mark(number: int) -> dict[str, Any]:
 
 
 def iou_curves(groups: Mapping[str, Sequence[Record]], classes: Sequence[str]) -> str:
-    """IoU of each class and mIoU after each scored stage, a line for each setting, its spread over seeds as a band."""
+    """IoU of each class and mIoU after each scored stage, a line for each setting.
+
+    The spread over seeds is a band, of up to `MOST_BANDS` settings.
+    """
     panels = ["mIoU", *classes]
     figure, axes = _grid(len(panels), 4, 3.0, 1.9)
     for number, (name, records) in enumerate(groups.items()):
@@ -53,8 +65,9 @@ def iou_curves(groups: Mapping[str, Sequence[Record]], classes: Sequence[str]) -
             known = np.isfinite(values).all(0)
             at = np.arange(length)[known]
             middle = values[:, known].mean(0)
-            axes[place].plot(at, middle, label=name, linewidth=1.4, marker="o", markersize=2.5, **look(number))
-            if len(curves) > 1:
+            label = f"{name}, {seeds(len(curves))}"
+            axes[place].plot(at, middle, label=label, linewidth=1.4, marker="o", markersize=2.5, **look(number))
+            if len(curves) > 1 and len(groups) <= MOST_BANDS:
                 spread = values[:, known].std(0, ddof=1)
                 axes[place].fill_between(at, middle - spread, middle + spread, color=look(number)["color"], alpha=0.15)
     for place, title in enumerate(panels):
@@ -137,7 +150,8 @@ def cost_chart(points: Mapping[str, tuple[float, float]]) -> str:
         axes.scatter([minutes], [score], s=45, label=name, **mark(number))
     axes.set_xlabel("minutes of training, pseudo-labels and scoring", fontsize=9)
     axes.set_ylabel("mIoU, %", fontsize=9)
-    axes.set_xlim(left=0)
+    # room for a whole mark at either end, however close the points lie
+    axes.set_xlim(0, 1.05 * max(minutes for minutes, _ in points.values()))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -36,7 +36,7 @@ def write_views(
 ) -> dict[str, Path]:
     """Write one coloured cloud per thing there is to see, in world coordinates.
 
-    ``truth`` and ``prediction`` carry the palette, ``error`` is grey (right), red (wrong) and light grey (no truth),
+    ``truth`` and ``prediction`` carry the palette, ``error`` is grey (right), red (wrong) and pale mint (no truth),
     ``confidence`` runs from dark violet to yellow, ``pseudo_labels`` carry the palette where a point was selected. Each
     file keeps its numbers, too: train ids as ``label``, confidences as ``confidence``, errors as ``error`` (1 wrong, 0
     right, -1 no truth).

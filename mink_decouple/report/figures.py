@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 Labels = NDArray[np.integer]
 Colors = NDArray[np.uint8]
 
-UNLABELLED = (225, 225, 225)
+UNLABELLED = (200, 255, 215)
+"""Points without a label, in every picture: a pale mint, from which the palettes of all shipped datasets are far."""
 CORRECT = (165, 170, 175)
 WRONG = (215, 25, 28)
 DPI = 100
 
 
 def label_colors(labels: Labels, classes: Classes) -> Colors:
-    """Palette colour of each train id, (N, 3) uint8; -1 is light grey.
+    """Palette colour of each train id, (N, 3) uint8; -1 is `UNLABELLED`.
 
     Raises:
         ValueError: a train id outside -1..C-1.
@@ -42,7 +43,7 @@ def label_colors(labels: Labels, classes: Classes) -> Colors:
 
 
 def error_colors(truth: Labels, prediction: Labels) -> Colors:
-    """Grey where right, red where wrong, light grey where the truth is -1; (N, 3) uint8."""
+    """Grey where right, red where wrong, `UNLABELLED` where the truth is -1; (N, 3) uint8."""
     palette = np.asarray([UNLABELLED, CORRECT, WRONG], dtype=np.uint8)
     return palette[np.where(truth < 0, 0, np.where(truth == prediction, 1, 2))]
 

@@ -16,7 +16,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1480px; margin: 0 auto; 
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } nav a { margin-right: 1rem; } p { max-width: 75ch; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .78rem; margin: .5rem 0; }
+.scroll { overflow-x: auto; } svg.plain { min-width: 32rem; } svg.wide { min-width: 56rem; }
+table { border-collapse: collapse; font-size: .78rem; margin: .5rem 0; }
 th, td { padding: .25rem .3rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; } thead th { border-bottom: 2px solid #999;
   white-space: normal; vertical-align: bottom; }
@@ -27,8 +28,10 @@ figcaption { font-size: .82rem; color: #444; }
 img, svg { max-width: 100%; height: auto; } details > summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 .swatch { display: inline-block; width: .8em; height: .8em; border: 1px solid #777; margin-right: .3em; }
 .legend span { margin-right: 1rem; white-space: nowrap; }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; } h2 { break-after: avoid; }
-  figure, table, svg { break-inside: avoid; } thead th.sortable::after { content: ""; } }
+@page { size: A4 landscape; margin: 10mm; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+  h2, h3, summary { break-after: avoid; } figure, tr, svg { break-inside: avoid; } .scroll { overflow: visible; }
+  svg.plain, svg.wide { min-width: 0; } table { font-size: 9px; } thead th.sortable::after { content: ""; } }
 """
 
 SCRIPT = """
@@ -42,6 +45,13 @@ for (const head of document.querySelectorAll("th.sortable")) head.addEventListen
     return down ? -order : order; });
   table.tBodies[0].append(...rows);
 });
+// paper has no clicks: all that is folded is printed
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const fold of closed) fold.open = true;
+});
+addEventListener("afterprint", () => { for (const fold of closed) fold.open = false; });
 """
 
 
@@ -120,9 +130,11 @@ def image(uri: str, alternative: str, caption: str = "") -> str:
     return f'<figure><img src="{uri}" alt="{escape(alternative)}">{below}</figure>'
 
 
-def drawing(svg: str, alternative: str) -> str:
-    """An inline drawing with its words."""
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alternative)}" ', 1)
+def drawing(svg: str, alternative: str, wide: bool = False) -> str:
+    """An inline drawing with its words; narrow windows scroll it where it would be too small to read."""
+    kind = "wide" if wide else "plain"
+    marked = svg.replace("<svg ", f'<svg class="{kind}" role="img" aria-label="{escape(alternative)}" ', 1)
+    return f'<div class="scroll">{marked}</div>'
 
 
 def folded(summary: str, content: str) -> str:

@@ -17,6 +17,8 @@ SUPERSAMPLE = 2
 MIN_PIXELS, MAX_PIXELS = 2, 14
 # What is left standing of a wall that is cut away.
 STUMP_METRES = 0.3
+# Side of a marked point and of the dark square behind it.
+MARK_PIXELS, EDGE_PIXELS = 6, 8
 
 
 def project(coords: NDArray[np.floating], azimuth: float, elevation: float) -> NDArray[np.float64]:
@@ -118,7 +120,11 @@ def open_side(
 
 
 def draw_panels(
-    coords: NDArray[np.floating], columns: Iterable[Colors], width: int, indoors: bool = False
+    coords: NDArray[np.floating],
+    columns: Iterable[Colors],
+    width: int,
+    indoors: bool = False,
+    marked: NDArray[np.bool_] | None = None,
 ) -> list[NDArray[np.float32]]:
     """Draw the same view of a cloud once per colouring.
 
@@ -129,6 +135,7 @@ def draw_panels(
         columns: (N, 3) uint8 colourings.
         width: of a panel, pixels; its height follows from the scene.
         indoors: cut down the walls between the camera and the room.
+        marked: (N,) points that are drawn last, `MARK_PIXELS` large: few that would be lost among the others.
 
     Returns:
         (H, width, 3) float32 pictures in 0..1, white where nothing is seen.
@@ -144,9 +151,17 @@ def draw_panels(
     scale = float(0.96 * min(inner / extent[0], height / extent[1]))
     index, distance = visible_points(view, inner, height, point_sizes(view, scale), scale)
     light = shade(distance, strength=20.0 / float(np.ptp(view[:, 2]) + 1e-3), reach=SUPERSAMPLE)[..., None]
+    points = np.zeros(len(kept), bool) if marked is None else marked[kept]
+    # a point of size 0 is not drawn, but keeps the picture where it is
+    edge, mark = (
+        visible_points(view, inner, height, np.where(points, SUPERSAMPLE * side, 0), scale)[0]
+        for side in (EDGE_PIXELS, MARK_PIXELS)
+    )
     panels = []
     for colors in columns:
         image = np.where(index[..., None] >= 0, colors[kept][index].astype(np.float32) / 255 * light, np.float32(1))
+        image[edge >= 0] = 0.2
+        image[mark >= 0] = colors[kept][mark[mark >= 0]].astype(np.float32) / 255
         shape = (height // SUPERSAMPLE, SUPERSAMPLE, width, SUPERSAMPLE, 3)
         panels.append(image.reshape(shape).mean(axis=(1, 3), dtype=np.float32))
     return panels

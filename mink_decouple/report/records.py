@@ -174,8 +174,8 @@ def run_folders(path: Path) -> list[Path]:
     return inner
 
 
-def add(path: Path, record: Record) -> None:
-    """Add a run to a file of records, made where there is none; not where a run of its settings and seed is there.
+def add(path: Path, *records: Record) -> None:
+    """Add runs to a file of records, made where there is none; not those whose settings and seed it already holds.
 
     Several programs may add to one file: each keeps what the others have added since it began.
 
@@ -186,8 +186,10 @@ def add(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         found = load([path]) if path.exists() else []
-        if all((other.digest, other.seed) != (record.digest, record.seed) for other in found):
-            save(path, [*found, record])
+        known = {(record.digest, record.seed) for record in found}
+        new = [record for record in records if (record.digest, record.seed) not in known]
+        if new:
+            save(path, [*found, *new])
 
 
 def save(path: Path, records: Sequence[Record]) -> None:

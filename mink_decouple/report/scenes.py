@@ -55,16 +55,21 @@ def room_panels(views: Mapping[str, Arrays], classes: Classes) -> list[tuple[str
 
 
 def pseudo_label_panels(view: Arrays, classes: Classes) -> list[tuple[str, str]]:
-    """Truth, given labels, and pseudo-labels of each iteration, the certain ones alone and all (Fig. 8)."""
+    """Truth, given labels, and pseudo-labels of each iteration, the certain ones alone and all (Fig. 8).
+
+    Given labels are few: they are drawn larger than the points, before all others.
+    """
     coords, truth = view["coords"], view["truth"].astype(np.int64)
     kept = below_ceiling(coords, truth, classes.names)
-    columns = {"truth": truth, "given labels": view["visible"].astype(np.int64)}
+    columns, given = {"truth": truth}, view["visible"].astype(np.int64)
     for key in sorted(key for key in view if key.endswith("_label")):
         number = int(key.split("_")[1])
         label, round_ = view[key].astype(np.int64), view[key.replace("_label", "_round")]
         columns[f"iteration {number}: certain"] = np.where(round_ == 1, label, -1)
         columns[f"iteration {number}: certain and uncertain"] = label
-    return _panels(coords[kept], {name: label_colors(c[kept], classes) for name, c in columns.items()}, classes)
+    drawn = _panels(coords[kept], {name: label_colors(c[kept], classes) for name, c in columns.items()}, classes)
+    marked = _panels(coords[kept], {"given labels": label_colors(given[kept], classes)}, classes, given[kept] >= 0)
+    return [*drawn[:1], *marked, *drawn[1:]]
 
 
 def projection(
@@ -148,7 +153,10 @@ def _shown_classes(truth: NDArray, groups: Mapping[str, Sequence[int]], count: i
 
 
 def _panels(
-    coords: NDArray[np.floating], columns: Mapping[str, NDArray[np.uint8]], classes: Classes
+    coords: NDArray[np.floating],
+    columns: Mapping[str, NDArray[np.uint8]],
+    classes: Classes,
+    marked: NDArray[np.bool_] | None = None,
 ) -> list[tuple[str, str]]:
-    images = draw_panels(coords, columns.values(), PANEL, indoors="ceiling" in classes.names)
+    images = draw_panels(coords, columns.values(), PANEL, "ceiling" in classes.names, marked)
     return [(name, picture(image)) for name, image in zip(columns, images, strict=True)]

@@ -11,13 +11,16 @@ import numpy as np
 from mink_decouple.data.classes import Classes
 from mink_decouple.metrics import GROUPS
 from mink_decouple.report import charts, page, scenes
+from mink_decouple.report.figures import UNLABELLED
 from mink_decouple.report.page import Cell
 from mink_decouple.report.records import Record
-from mink_decouple.report.statistics import Setting, by_seed, deviation_of, mean_of, paired
-from mink_decouple.report.words import BACKBONES
+from mink_decouple.report.statistics import Setting, by_seed, compared, deviation_of, mean_of
+from mink_decouple.report.words import BACKBONES, chances
 
 Groups = Mapping[Setting, Sequence[Record]]
-Places = Mapping[Setting, Sequence[Path]]
+Runs = Sequence[tuple[Record, Path]]
+"""Those that still have a folder, and it."""
+Places = Mapping[Setting, Runs]
 SCORES = {"miou": "mIoU", "head_iou": "head", "waist_iou": "waist", "tail_iou": "tail", "oa": "OA"}
 MOST_ROOMS = 6
 """Settings whose prediction of a room is drawn."""
@@ -34,6 +37,7 @@ def main_section(groups: Groups, reference: str) -> str:
     headers = ["labels", "backbone", "setting", *SCORES.values(), "pre-trained", "seeds"]
     headers += [f"mIoU − {reference}", "p", f"tail − {reference}", "p"]
     best = _best(groups)
+    gaps = [compared(groups, score, reference) for score in ("miou", "tail_iou")]
     rows: list[list[str | Cell]] = []
     for setting, runs in groups.items():
         labels, backbone, title = setting
@@ -43,9 +47,8 @@ def main_section(groups: Groups, reference: str) -> str:
             row.append(Cell(spread(values), best=score == "miou" and setting in best))
         first = [100 * r.metrics["pretrained"]["miou"] for r in runs if r.metrics.get("pretrained", {}).get("miou")]
         row += [spread(first), str(len(runs))]
-        others = groups.get((labels, backbone, reference), ())
-        for score in ("miou", "tail_iou"):
-            gap = paired(by_seed(runs, score), by_seed(others, score)) if title != reference else None
+        for found in gaps:
+            gap = found.get(setting)
             if gap is None:
                 row += ["", ""]
             elif gap.p is None:
@@ -59,6 +62,7 @@ def main_section(groups: Groups, reference: str) -> str:
         "Differences are means over common seeds with a 95 % interval. Head, waist and tail are thirds of the classes "
         "by frequency."
     )
+    note += chances(groups, reference)
     return page.paragraph(note) + page.table(headers, rows, text=3, sortable=True)
 
 
@@ -104,13 +108,15 @@ def curves_section(groups: Groups) -> str:
         if several:
             where = f"{BACKBONES.get(backbone, backbone)}, {labels}"
             classes = next(iter(several.values()))[0].classes
-            drawn = page.drawing(charts.iou_curves(several, classes), f"IoU of each class over evaluations, {where}")
+            words = f"IoU of each class over evaluations, {where}"
+            drawn = page.drawing(charts.iou_curves(several, classes), words, wide=True)
             parts.append(f"<h3>{where}</h3>{drawn}")
     if not parts:
         return page.missing("No run was scored more than once.")
     note = (
         "IoU in percent at each evaluation: after the pre-training (0), then after each iteration, or each epoch where "
-        "the run says so; a band is the sample deviation over seeds."
+        "the run says so; means over seeds. A band is the sample deviation over seeds; more than "
+        f"{charts.MOST_BANDS} settings have none."
     )
     return page.paragraph(note) + "".join(parts)
 
@@ -120,11 +126,9 @@ def pseudo_labels_section(groups: Groups) -> str:
     parts = []
     for setting, runs in groups.items():
         if all(any(line["event"] == "pseudo_labels" for line in r.history) for r in runs):
-            name = name_of(setting)
-            drawn = page.drawing(
-                charts.pseudo_label_chart(runs, runs[0].classes),
-                f"pseudo-labels of each class by iteration, {name}",
-            )
+            name = f"{name_of(setting)}, {charts.seeds(len(runs))}"
+            words = f"pseudo-labels of each class by iteration, {name}"
+            drawn = page.drawing(charts.pseudo_label_chart(runs, runs[0].classes), words, wide=True)
             parts.append(page.folded(name, drawn + _pseudo_label_table(runs)))
     if not parts:
         return page.missing("No run makes pseudo-labels.")
@@ -159,8 +163,9 @@ def confusion_section(groups: Groups) -> str:
     for setting, runs in groups.items():
         found = [np.asarray(r.metrics["confusion"]) for r in runs if "confusion" in r.metrics]
         if found:
-            uri = charts.confusion_chart(np.sum(found, axis=0), runs[0].classes, name_of(setting))
-            parts.append(page.image(uri, f"confusion matrix, {name_of(setting)}"))
+            name = f"{name_of(setting)}, {charts.seeds(len(found))}"
+            uri = charts.confusion_chart(np.sum(found, axis=0), runs[0].classes, name)
+            parts.append(page.image(uri, f"confusion matrix, {name}"))
     if not parts:
         return page.missing("No run holds a confusion matrix.")
     return page.folded(f"{len(parts)} matrices, rows in percent of the true class", "".join(parts))
@@ -200,48 +205,61 @@ def _by_kind(seconds: Mapping[str, float], kinds: Sequence[str]) -> dict[str, fl
 def pseudo_label_maps_section(groups: Groups, places: Places) -> str:
     """A training scene of one run of each setting."""
     parts = []
-    for setting, folders in places.items():
-        for folder in folders[:1]:
+    for setting, runs in places.items():
+        for record, folder in runs[:1]:
             for scene, arrays in scenes.arrays_of(folder, "views").items():
                 if any(key.endswith("_label") for key in arrays):
-                    panels = scenes.pseudo_label_panels(arrays, classes_of(groups[setting][0]))
-                    name = f"{name_of(setting)}, seed {groups[setting][0].seed}, {scene}"
+                    panels = scenes.pseudo_label_panels(arrays, classes_of(record))
+                    name = f"{name_of(setting)}, seed {record.seed}, {scene}"
                     parts.append(page.folded(name, _figures(panels, scene)))
     if not parts:
         return page.missing("Only run folders hold pseudo-labels of a scene; records do not.")
-    some = next(iter(groups.values()))[0]
-    return page.legend(some.classes, classes_of(some).colors.tolist()) + "".join(parts)
+    return _legend(groups, unlabelled=True) + "".join(parts)
 
 
 def rooms_section(groups: Groups, places: Places) -> str:
-    """One evaluation scene as each setting predicts it."""
-    parts = []
-    for labels, backbone in dict.fromkeys(setting[:2] for setting in places):
-        views: dict[str, scenes.Arrays] = {}
-        scene_name = ""
-        for setting, folders in places.items():
-            if setting[:2] != (labels, backbone) or not folders or len(views) == MOST_ROOMS:
-                continue
-            for scene, arrays in scenes.arrays_of(folders[0], "views").items():
-                if "final" in arrays and scene_name in ("", scene):
-                    views[setting[2]], scene_name = arrays, scene
+    """One evaluation scene as each setting predicts it, by a seed that all of them have where there is one."""
+    parts, unlabelled = [], False
+    for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
+        here = [setting for setting in groups if setting[:2] == (labels, backbone)]
+        views, scene = _room({s: runs for s in here if (runs := _pictured(places[s]))})
+        unlabelled |= any(bool((view["truth"] < 0).any()) for view in views.values())
         if views:
-            where = f"{BACKBONES.get(backbone, backbone)}, {labels}, {scene_name}"
-            some = groups[next(s for s in places if s[:2] == (labels, backbone))][0]
-            parts.append(page.folded(where, _figures(scenes.room_panels(views, classes_of(some)), scene_name)))
+            where = f"{BACKBONES.get(backbone, backbone)}, {labels}, {scene}"
+            left = len(here) - len(views)
+            note = f"{left} of {len(here)} settings are left out: at most {MOST_ROOMS} are drawn, from run folders."
+            drawn = _figures(scenes.room_panels(views, classes_of(groups[here[0]][0])), scene)
+            parts.append(page.folded(where, page.paragraph(note) * (left > 0) + drawn))
     if not parts:
         return page.missing("Only run folders hold predictions of a scene; records do not.")
-    some = next(iter(groups.values()))[0]
-    return page.legend(some.classes, classes_of(some).colors.tolist()) + "".join(parts)
+    return _legend(groups, unlabelled) + "".join(parts)
 
 
-def features_section(groups: Groups, places: Places, method: str) -> str:
+def _room(places: Places) -> tuple[dict[str, scenes.Arrays], str]:
+    """`title, seed` -> arrays of one evaluation scene, of up to `MOST_ROOMS` settings; and the name of the scene."""
+    shown = list(places.items())[:MOST_ROOMS]
+    common = set.intersection(*({record.seed for record, _ in runs} for _, runs in shown)) if shown else set()
+    views: dict[str, scenes.Arrays] = {}
+    name, points = "", 0
+    for setting, runs in shown:
+        record, folder = next((run for run in runs if run[0].seed == min(common, default=None)), runs[0])
+        for scene, arrays in scenes.arrays_of(folder, "views").items():
+            if "final" in arrays and (not views or (scene, len(arrays["final"])) == (name, points)):
+                views[f"{setting[2]}, seed {record.seed}"] = arrays
+                name, points = scene, len(arrays["final"])
+    return views, name
+
+
+def _pictured(runs: Runs) -> Runs:
+    return [run for run in runs if (run[1] / "views").is_dir()]
+
+
+def features_section(places: Places, method: str) -> str:
     """Features of the training scene of one run of each setting, at the begin, the middle and the end."""
     parts = []
-    for setting, folders in places.items():
-        for folder in folders[:1]:
+    for setting, runs in places.items():
+        for record, folder in runs[:1]:
             found = scenes.arrays_of(folder, "features")
-            record = groups[setting][0]
             order = [line["stage"] for line in record.history if line["event"] == "evaluation" and "epoch" not in line]
             for scene, arrays in found.items():
                 stages = [stage for stage in dict.fromkeys(order) if stage in arrays]
@@ -313,6 +331,12 @@ def _best(groups: Groups) -> set[Setting]:
         if len(known) > 1:
             best.add(max(known, key=lambda s: known[s]))
     return best
+
+
+def _legend(groups: Groups, unlabelled: bool) -> str:
+    some = next(iter(groups.values()))[0]
+    colors = classes_of(some).colors.tolist()
+    return page.legend([*some.classes, *["no label"] * unlabelled], [*colors, *[UNLABELLED] * unlabelled])
 
 
 def _figures(panels: Sequence[tuple[str, str]], scene: str) -> str:

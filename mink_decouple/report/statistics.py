@@ -32,11 +32,6 @@ class Paired:
     high: float
     p: float | None
 
-    @property
-    def beyond_chance(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.p is not None and (self.low > 0 or self.high < 0)
-
 
 def grouped(records: Sequence[Record]) -> dict[Setting, list[Record]]:
     """Records by setting, in the order of their first one; within, by seed."""
@@ -79,3 +74,26 @@ def paired(ours: Mapping[int, float], others: Mapping[int, float]) -> Paired | N
     reach = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
     p = 2 * float(t.sf(abs(centre) / error, freedom))
     return Paired(len(gaps), centre, centre - reach, centre + reach, p)
+
+
+def compared(groups: Mapping[Setting, Sequence[Record]], score: str, reference: str) -> dict[Setting, Paired]:
+    """Every setting's difference in percent from the reference of its budget and backbone, where they share a seed."""
+    found = {}
+    for setting, runs in groups.items():
+        others = groups.get((*setting[:2], reference), ())
+        gap = paired(by_seed(runs, score), by_seed(others, score)) if setting[2] != reference else None
+        if gap is not None:
+            found[setting] = gap
+    return found
+
+
+def holm(ps: Mapping[Setting, float]) -> dict[Setting, float]:
+    """The p of each of several tests, corrected for their number (Holm, Scand. J. Statist. 1979).
+
+    Where nothing differs, any of them is below 0.05 with a probability of at most 5 %.
+    """
+    corrected, largest = {}, 0.0
+    for rank, setting in enumerate(sorted(ps, key=lambda setting: ps[setting])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[setting]))
+        corrected[setting] = largest
+    return corrected

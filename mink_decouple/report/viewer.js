@@ -6,7 +6,7 @@ const count = data.count;
 const place = new Uint16Array(bytes(data.coords).buffer);
 const columns = {};
 for (const [name, text] of Object.entries(data.columns)) columns[name] = bytes(text);
-const NONE = 255, GREY = [205, 205, 205], WRONG = [214, 39, 40], RIGHT = [150, 160, 170];
+const NONE = 255, WRONG = [214, 39, 40], RIGHT = [150, 160, 170];
 
 const canvas = document.querySelector("canvas"), context = canvas.getContext("2d", {alpha: false});
 const state = {layer: data.layers[0].name, hidden: new Set(), size: 2, cut: data.cut, turn: -0.7, tilt: 0.9, zoom: 1, pan: [0, 0]};
@@ -17,8 +17,8 @@ const rgb = new Uint32Array(count), group = new Uint8Array(count);
 const pack = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
 const palette = data.classes.map(c => pack(c.color));
 const legendOf = {
-  error: [["right", RIGHT], ["wrong", WRONG], ["no truth", GREY]],
-  classes: [...data.classes.map(c => [c.name, c.color]), ["none", GREY]],
+  error: [["right", RIGHT], ["wrong", WRONG], ["no truth", data.none]],
+  classes: [...data.classes.map(c => [c.name, c.color]), ["none", data.none]],
 };
 const kindOf = name => data.layers.find(l => l.name === name).kind;
 
@@ -28,7 +28,7 @@ function paint() {
     for (let i = 0; i < count; i++) {
       const c = column[i];
       group[i] = c === NONE ? data.classes.length : c;
-      rgb[i] = c === NONE ? pack(GREY) : palette[c];
+      rgb[i] = c === NONE ? pack(data.none) : palette[c];
     }
   } else if (kind === "error") {
     const truth = columns.truth, found = columns.prediction;

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mink_decouple.data.classes import Classes
 from mink_decouple.report.export import confidence_colors
+from mink_decouple.report.figures import UNLABELLED
 
 MOST_POINTS = 400_000
 """Points of a page unless asked otherwise."""
@@ -91,6 +92,7 @@ def viewer_page(
         "layers": layers,
         "cut": INDOOR_CUT if "ceiling" in classes.names else 1.0,
         "classes": [{"name": n, "color": c} for n, c in zip(classes.names, classes.colors.tolist(), strict=True)],
+        "none": UNLABELLED,
         "ramp": confidence_colors(np.linspace(0, 1, 256)).tolist(),
     }
     thinned = "" if len(kept) == count else f" {len(kept):,} of {count:,} points are in this page."

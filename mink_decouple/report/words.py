@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mink_decouple.report.page import paragraph
 from mink_decouple.report.records import Record
-from mink_decouple.report.statistics import Paired, Setting, by_seed, mean_of, paired
+from mink_decouple.report.statistics import LEVEL, Paired, Setting, by_seed, compared, holm, mean_of, paired
 
 BACKBONES = {"minkunet": "MinkUNet", "randla": "RandLA-Net"}
 
@@ -17,8 +17,14 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
-    """Paragraphs: what was compared, and for each budget and backbone who leads, by how much, how surely."""
+def summary(groups: Mapping[Setting, Sequence[Record]], reference: str, asked: bool = True) -> str:
+    """Paragraphs: what was compared, and for each budget and backbone who leads, by how much, how surely.
+
+    Args:
+        groups: runs by setting.
+        reference: title that the others are compared with.
+        asked: whether a user named it.
+    """
     runs = [record for found in groups.values() for record in found]
     seeds = sorted({record.seed for record in runs})
     counted = sorted({record.metrics["classes_counted"] for record in runs if "classes_counted" in record.metrics})
@@ -26,6 +32,8 @@ def summary(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
     if counted:
         first += f" mIoU is the mean over {' to '.join(map(str, dict.fromkeys((counted[0], counted[-1]))))} classes."
     first += " Scores are percent on every raw point of the evaluation split, by the last network of a run."
+    if len({setting[2] for setting in groups}) > 1:
+        first += f" The others are compared with {reference}{'' if asked else ', the default (--reference)'}."
     lines = [paragraph(text) for text in (first, *budgets(runs), *mixed(groups))]
     for labels, backbone in dict.fromkeys(setting[:2] for setting in groups):
         lines.append(paragraph(_verdict(groups, labels, backbone, reference)))
@@ -63,13 +71,33 @@ def mixed(groups: Mapping[Setting, Sequence[Record]]) -> list[str]:
     return lines
 
 
-def sureness(gap: Paired) -> str:
-    """How sure a difference is."""
-    if gap.p is None:
+def sureness(gap: Paired, corrected: float | None, tests: int) -> str:
+    """How sure a difference is.
+
+    Args:
+        gap: the difference.
+        corrected: its p by `statistics.holm`; None where it has no p.
+        tests: number of tests that p was corrected for.
+    """
+    if gap.p is None or corrected is None:
         return "one seed, so its chance is unknown"
-    verdict = "beyond chance" if gap.beyond_chance else "within chance"
+    verdict = "beyond chance" if corrected < 1 - LEVEL else "within chance"
+    told = f"p = {gap.p:.2g}" + (f", by Holm's correction for {tests} tests {corrected:.2g}" if tests > 1 else "")
     few = ", of which so few tell only large differences" if gap.pairs < 5 else ""
-    return f"{verdict} by a paired t-test (p = {gap.p:.2g}) over {gap.pairs} seeds{few}"
+    return f"{verdict} by a paired t-test ({told}) over {gap.pairs} seeds{few}"
+
+
+def chances(groups: Mapping[Setting, Sequence[Record]], reference: str) -> str:
+    """A sentence for the table of differences: how many p there are, and how many are small by chance; "" for one."""
+    ours, tail = (
+        sum(gap.p is not None for gap in compared(groups, score, reference).values()) for score in ("miou", "tail_iou")
+    )
+    if ours + tail < 2:
+        return ""
+    return (
+        f" These are {ours + tail} comparisons: where nothing differs, about {(ours + tail) / 20:.2g} of so many p "
+        f"fall below 0.05 by chance. The words above correct the {ours} of mIoU for their number by Holm's method."
+    )
 
 
 def _verdict(groups: Mapping[Setting, Sequence[Record]], labels: str, backbone: str, reference: str) -> str:
@@ -80,17 +108,25 @@ def _verdict(groups: Mapping[Setting, Sequence[Record]], labels: str, backbone: 
     if not known:
         return f"{name} at {labels}: no score."
     best = max(known, key=lambda title: known[title])
-    text = f"{name} at {labels}: {best} leads with {known[best]:.1f} mIoU"
     if len(known) == 1:
         return f"{name} at {labels}: {known[best]:.1f} mIoU by {best}, which nothing is compared with."
+    text = f"{name} at {labels}: {best} leads with {known[best]:.1f} mIoU"
     if reference not in known:
         return f"{text}; {reference} was not run."
+    tests = {s: gap.p for s, gap in compared(groups, "miou", reference).items() if gap.p is not None}
+    other = reference
     if best == reference:
-        second = max((title for title in known if title != best), key=lambda title: known[title])
-        gap = paired(by_seed(here[best], "miou"), by_seed(here[second], "miou"))
-        rest = "" if gap is None else f", {gap.mean:+.1f} from {second} ({sureness(gap)})"
-        return f"{text}{rest}."
-    gap = paired(by_seed(here[best], "miou"), by_seed(here[reference], "miou"))
-    tail = paired(by_seed(here[best], "tail_iou"), by_seed(here[reference], "tail_iou"))
-    text += "" if gap is None else f", {gap.mean:+.1f} from {reference} ({sureness(gap)})"
-    return text + ("." if tail is None else f"; tail IoU {tail.mean:+.1f}.")
+        other = max((title for title in known if title != best), key=lambda title: known[title])
+    gap, tail = (paired(by_seed(here[best], score), by_seed(here[other], score)) for score in ("miou", "tail_iou"))
+    if gap is None:
+        return f"{text}, by other seeds than those of {other}."
+    # the test of two does not ask which of them is the reference
+    corrected = holm(tests).get((labels, backbone, other if best == reference else best))
+    sure = sureness(gap, corrected, len(tests))
+    if gap.mean < 0:  # the means above are over all seeds of each, this gap is over those that both have
+        return (
+            f"{name} at {labels}: {best} has the highest mean, {known[best]:.1f} mIoU, but is {-gap.mean:.1f} below "
+            f"{other} over the seeds that both have ({sure})."
+        )
+    text += f", {gap.mean:+.1f} from {other} ({sure})"
+    return text + ("." if tail is None or best == reference else f"; tail IoU {tail.mean:+.1f}.")

@@ -14,9 +14,9 @@ from scipy.stats import ttest_rel
 from mink_decouple.cli import main
 from mink_decouple.data.classes import Classes
 from mink_decouple.report.compare import compare
-from mink_decouple.report.records import Record, save
+from mink_decouple.report.records import Record, load, save
 from mink_decouple.report.scenes import flatten, projection
-from mink_decouple.report.statistics import paired
+from mink_decouple.report.statistics import holm, paired
 
 CLASSES = ["floor", "wall", "sofa"]
 
@@ -120,10 +120,28 @@ def test_the_paired_test_by_hand():
     found = paired({0: 11, 1: 22, 2: 33, 9: 0}, {0: 10, 1: 20, 2: 30, 7: 5})
     assert found is not None and found.pairs == 3
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
-    assert not found.beyond_chance
     assert paired({0: 1.0}, {1: 1.0}) is None
     alone = paired({0: 3.0}, {0: 1.0})
-    assert alone is not None and (alone.mean, alone.p, alone.beyond_chance) == (2.0, None, False)
+    assert alone is not None and (alone.mean, alone.p) == (2.0, None)
+
+
+def test_holms_correction_by_hand():
+    # 4 x 0.01; 3 x 0.015; 2 x 0.02 is less than that, so that again; 1 x 0.9
+    tests = {"a": 0.02, "b": 0.01, "c": 0.9, "d": 0.015}
+    assert holm(tests) == pytest.approx({"b": 0.04, "d": 0.045, "a": 0.045, "c": 0.9})
+    assert holm({"a": 0.3, "b": 0.9}) == {"a": 0.6, "b": 0.9} and holm({"a": 0.7, "b": 0.8})["a"] == 1.0
+
+
+def test_what_many_tests_find_by_chance_is_told_and_corrected_for(tmp_path):
+    """A gap with p = 0.035 is beyond chance alone, not as the largest of four."""
+    plain = [made("supervised", seed, 0.3) for seed in range(3)]
+    best = [made("best", seed, value) for seed, value in enumerate((0.36, 0.34, 0.38))]
+    assert "beyond chance by a paired t-test (p = 0.035)" in page_of(tmp_path, plain + best)
+    more = [made(title, seed, 0.3 + 0.01 * seed) for title in ("a", "b", "c") for seed in range(3)]
+    text = page_of(tmp_path, plain + best + more)
+    assert "within chance by a paired t-test (p = 0.035, by Holm&#x27;s correction for 4 tests 0.14)" in text
+    assert "These are 8 comparisons: where nothing differs, about 0.4 of so many p" in text  # of mIoU and of tail IoU
+    assert "comparisons" not in page_of(tmp_path, plain)
 
 
 def test_the_main_table_holds_the_figures_of_the_records(tmp_path):
@@ -147,6 +165,30 @@ def test_the_words_say_who_leads_and_how_surely(tmp_path):
     assert "MinkUNet at 1pt: best leads with 51.1 mIoU, +20.1 from supervised (beyond chance" in text
     text = page_of(tmp_path, plain + [made("close", seed, value) for seed, value in enumerate((0.33, 0.30, 0.32))])
     assert "close leads with 31.7 mIoU, +0.7 from supervised (within chance" in text
+
+
+@pytest.mark.parametrize(
+    ("titles", "asked", "told"),
+    [
+        (("aerial", "decoupled", "supervised"), None, "supervised, the default (--reference)."),
+        (("aerial", "decoupled"), None, "decoupled, the default (--reference)."),
+        (("aerial", "best"), None, "aerial, the default (--reference)."),
+        (("aerial", "decoupled", "supervised"), "aerial", "aerial."),
+    ],
+)
+def test_the_page_says_what_the_others_are_compared_with_and_whether_by_default(tmp_path, titles, asked, told):
+    text = page_of(tmp_path, [made(title) for title in titles], reference=asked)
+    assert f"The others are compared with {told}<" in text
+    assert f"mIoU − {told.rstrip('.').split(',')[0]}</th>" in text
+
+
+@pytest.mark.parametrize("reference", ["plain", "lucky"])
+def test_nothing_leads_what_it_is_below_over_common_seeds(tmp_path, reference):
+    """`lucky` has the higher mean for its one seed is the easy one; on that seed it is below `plain`."""
+    records = [*(made("plain", seed, value) for seed, value in enumerate((0.2, 0.3, 0.4))), made("lucky", 2, 0.35)]
+    text = page_of(tmp_path, records, reference=reference)
+    assert "lucky has the highest mean, 35.0 mIoU, but is 5.0 below plain over the seeds that both have" in text
+    assert "leads with" not in text
 
 
 def test_a_page_loads_nothing_and_is_the_same_twice(tmp_path):
@@ -208,6 +250,41 @@ def test_no_file_of_another_kind_is_overwritten(tmp_path, capsys):
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>mine</p>"
     assert main([*arguments[:-1], str(tmp_path / "report.txt")]) == 2
     assert main([*arguments, "--reference", "nobody"]) == 2
+
+
+def test_no_file_but_an_earlier_page_s_figures_is_overwritten_by_them(tmp_path, capsys):
+    """The figures go to the name of the page with .json, where records, a run's own files or anything may lie."""
+    mine, other, run = tmp_path / "mine.json", tmp_path / "other.json", tmp_path / "run" / "metrics.json"
+    run.parent.mkdir()
+    for path in (mine, other):
+        save(path, [made()])
+    run.write_text('{"miou": 0.5}', encoding="utf-8")
+    before = {path: path.read_bytes() for path in (mine, other, run)}
+    for output, more, said in (
+        (tmp_path / "run" / ".." / "mine.html", (), "is to be compared"),
+        (tmp_path / "other.html", (), "exists and holds no figures of a page"),
+        (run.with_suffix(".html"), (), "exists and holds no figures of a page"),
+        (tmp_path / "new.html", ("--records", str(tmp_path / "new.json")), "is a file of the page"),
+        (tmp_path / "new.html", ("--records", str(tmp_path / "new.html")), "is a file of the page"),
+        (tmp_path / "new.html", ("--records", str(run)), "not a file of records"),
+    ):
+        assert main(["compare", str(mine), "--output", str(output), *more]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1
+        assert {path: path.read_bytes() for path in before} == before and not output.exists()
+    for _ in range(2):  # its own figures may be written anew
+        assert main(["compare", str(mine), "--output", str(tmp_path / "page.html")]) == 0
+
+
+def test_records_are_added_to_a_file_that_is_there(tmp_path):
+    save(tmp_path / "kept.json", [made(seed=7)])
+    save(tmp_path / "new.json", [made(), made("supervised")])
+    compare([tmp_path / "new.json"], tmp_path / "report.html", records=tmp_path / "kept.json")
+    assert [(one.title, one.seed) for one in load([tmp_path / "kept.json"])] == [
+        ("decoupled", 0),
+        ("decoupled", 7),
+        ("supervised", 0),
+    ]
 
 
 def test_a_run_that_is_there_twice_counts_once(tmp_path):

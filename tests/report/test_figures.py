@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mink_decouple.data.classes import Classes
+from mink_decouple.data.classes import S3DIS, Classes, default_palette, load_classes
+from mink_decouple.data.scannet_labels import SCANNET
+from mink_decouple.data.semantic3d import SEMANTIC3D
+from mink_decouple.data.semantickitti import SEMANTICKITTI
 from mink_decouple.report import figures
 
 CLASSES = Classes(
     ("ceiling", "floor", "wall"), np.array([[0, 255, 0], [0, 0, 255], [0, 255, 255]], np.uint8), {0: 0, 1: 1, 2: 2}
 )
+FILES = sorted((Path(__file__).parents[2] / "configs" / "dataset").glob("*_classes.yaml"))
+SHIPPED = {"S3DIS": S3DIS, "ScanNet": SCANNET, "Semantic3D": SEMANTIC3D, "SemanticKITTI": SEMANTICKITTI}
+SHIPPED |= {file.stem: load_classes(file) for file in FILES}
 TILE = Classes(("ground", "tree"), np.array([[150, 100, 50], [0, 160, 0]], np.uint8), {2: 0, 5: 1})
 
 
@@ -49,6 +55,14 @@ def test_ceiling_is_cut_only_where_a_class_is_called_so():
 def test_error_is_grey_red_or_unknown():
     colors = figures.error_colors(np.array([0, 1, -1]), np.array([0, 0, 0]))
     assert colors.tolist() == [list(figures.CORRECT), list(figures.WRONG), list(figures.UNLABELLED)]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "default"])
+def test_points_without_a_label_have_a_colour_of_their_own(name: str):
+    """Against a light grey, such as S3DIS' board, the distance in RGB was 9 and 43."""
+    palette = default_palette(20) if name == "default" else SHIPPED[name].colors
+    taken = np.vstack([palette, [(255, 255, 255), figures.CORRECT, figures.WRONG]]).astype(float)
+    assert np.linalg.norm(taken - figures.UNLABELLED, axis=1).min() > 50
 
 
 def test_labels_outside_the_classes_are_refused():
