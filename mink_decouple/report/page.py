@@ -35,16 +35,26 @@ img, svg { max-width: 100%; height: auto; } details > summary { cursor: pointer;
 """
 
 SCRIPT = """
-for (const head of document.querySelectorAll("th.sortable")) head.addEventListener("click", () => {
+const sort = head => {
   const table = head.closest("table"), place = [...head.parentNode.children].indexOf(head);
-  const down = head.dataset.down !== "yes"; head.dataset.down = down ? "yes" : "no";
+  const down = head.getAttribute("aria-sort") !== "descending";
+  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
   const key = row => { const text = row.children[place].textContent, number = parseFloat(text.replace(/,/g, ""));
     return isNaN(number) ? text : number; };
   const rows = [...table.tBodies[0].rows].sort((a, b) => { const x = key(a), y = key(b);
     const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
     return down ? -order : order; });
   table.tBodies[0].append(...rows);
-});
+};
+for (const head of document.querySelectorAll("th.sortable")) {
+  head.addEventListener("click", () => sort(head));
+  head.addEventListener("keydown", event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    sort(head);
+  });
+}
 // paper has no clicks: all that is folded is printed
 let closed = [];
 addEventListener("beforeprint", () => {
@@ -98,8 +108,9 @@ class Cell:
 def table(headers: Sequence[str], rows: Sequence[Sequence[str | Cell]], text: int = 1, sortable: bool = False) -> str:
     """An HTML table whose first `text` columns are words; everything is escaped."""
     kinds = [" ".join(["sortable"] * sortable + ["text"] * (place < text)) for place in range(len(headers))]
+    focus = ' tabindex="0"' if sortable else ""
     head = "".join(
-        f'<th scope="col" class="{kind}">{escape(name)}</th>' for kind, name in zip(kinds, headers, strict=True)
+        f'<th scope="col" class="{kind}"{focus}>{escape(name)}</th>' for kind, name in zip(kinds, headers, strict=True)
     )
     lines = []
     for row in rows:

@@ -171,7 +171,19 @@ document.getElementById("home").addEventListener("click", () => {
 });
 document.addEventListener("keydown", e => {
   const layer = data.layers[Number(e.key) - 1];
-  if (layer && e.target.tagName !== "INPUT") choose(layer.name);
+  if (layer && !e.ctrlKey && !e.altKey && !e.metaKey) choose(layer.name);
+});
+
+// with the focus on the picture, arrows turn it, + and - zoom
+canvas.addEventListener("keydown", e => {
+  const [turn, tilt, zoom] = {ArrowLeft: [0.1, 0, 1], ArrowRight: [-0.1, 0, 1], ArrowUp: [0, -0.1, 1],
+    ArrowDown: [0, 0.1, 1], "+": [0, 0, 1.2], "-": [0, 0, 1 / 1.2]}[e.key] || [];
+  if (zoom === undefined || e.ctrlKey || e.metaKey) return;
+  e.preventDefault();
+  state.turn += turn;
+  state.tilt = Math.min(1.57, Math.max(-0.3, state.tilt + tilt));
+  state.zoom = Math.min(60, Math.max(0.2, state.zoom * zoom));
+  soon();
 });
 
 // one pointer turns, the right button, shift or two pointers move, the wheel or two pointers zoom

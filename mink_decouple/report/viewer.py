@@ -101,13 +101,14 @@ def viewer_page(
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title><style>{STYLE}</style></head>
-<body><main><canvas></canvas></main>
+<body><main><canvas role="img" tabindex="0" aria-label="point cloud: {escape(title)}"></canvas></main>
 <aside><h1>{escape(title)}</h1><div id="layers"></div><div id="legend"></div>
 <p><button id="all">show all</button> <button id="home">first view</button></p>
 <div class="bar"><label>cut off from above<input id="cut" type="range" min="0" max="100" value="100"></label></div>
 <div class="bar"><label>size of a point<input id="size" type="range" min="1" max="6" value="2"></label></div>
 <p id="shown"></p>
-<p class="quiet">Drag to turn, right button or Shift to move, wheel to zoom, 1 to {len(layers)} to switch.{thinned}</p>
+<p class="quiet">Drag to turn, right button or Shift to move, wheel to zoom, 1 to {len(layers)} to switch;
+on the picture arrows and + and - do, too.{thinned}</p>
 </aside>
 <script id="data" type="application/json">{content}</script>
 <script>{script}</script></body></html>

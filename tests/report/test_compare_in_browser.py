@@ -28,6 +28,12 @@ const miou = heads.findIndex(text => text.startsWith("mIoU"));
 found.before = column(table, miou);
 table.querySelectorAll("th")[miou].click(); found.first = column(table, miou);
 table.querySelectorAll("th")[miou].click(); found.second = column(table, miou);
+const key = name => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}));
+head.focus();
+found.focused = document.activeElement === head;
+const seeds = heads.findIndex(text => text === "seeds");
+table.querySelectorAll("th")[seeds].focus(); key("Enter"); found.enter = column(table, seeds);
+key(" "); found.space = column(table, seeds); found.sort = document.activeElement.getAttribute("aria-sort");
 const fold = document.querySelector("details");
 found.closed = fold.open; fold.querySelector("summary").click(); found.opened = fold.open;
 found.wide = document.documentElement.scrollWidth - innerWidth;
@@ -92,12 +98,16 @@ def told_by_page(tmp_path, width):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
 def test_a_browser_sorts_opens_and_fits_the_page(tmp_path):
-    records = [made(title, seed, score + 0.01 * seed) for title, score in (("a", 0.4), ("b", 0.6)) for seed in range(3)]
+    records = [
+        made(title, seed, score + 0.01 * seed) for title, score in (("a", 0.4), ("b", 0.6)) for seed in range(3)
+    ][1:]
     text = page_of(tmp_path, records)
     (tmp_path / "page.html").write_text(text.replace("</body>", STEPS + "</body>"), encoding="utf-8")
     seen = told_by_page(tmp_path, 1280)
     numbers = [[float(text.split()[0]) for text in seen[key]] for key in ("first", "second")]
     assert len(numbers[0]) == 2 and numbers[0] == sorted(numbers[0], reverse=True) and numbers[1] == sorted(numbers[1])
+    assert seen["focused"] and (seen["enter"], seen["space"]) == (["3", "2"], ["2", "3"])
+    assert seen["sort"] == "ascending"
     assert seen["closed"] is False and seen["opened"] is True
     assert seen["wide"] <= 0 and seen["links"] and seen["failures"] == []
 

@@ -109,15 +109,22 @@ press("prediction"); look("prediction");
 press("error"); look("error");
 document.querySelector('[data-name="right"]').click(); look("wrong only");
 press("confidence"); look("confidence");
-document.dispatchEvent(new KeyboardEvent("keydown", {key: "4"})); look("colour");
+const key = (name, more) => document.activeElement.dispatchEvent(
+  new KeyboardEvent("keydown", {key: name, bubbles: true, ...more}));
+document.getElementById("size").focus(); key("1", {ctrlKey: true}); look("another tab"); key("4"); look("colour");
 const before = seen[0].colors;
 press("truth");
 const c = document.querySelector("canvas");
 c.setPointerCapture = () => {};
+const layerOf = () => document.querySelector("[aria-pressed=true]").dataset.layer;
+document.querySelector('[data-name="wall"]').focus(); key("2"); const boxed = layerOf(); key("1");
+c.focus(); key("ArrowLeft");
+const picture = [document.activeElement === c, c.getAttribute("role"), c.getAttribute("aria-label"), boxed];
 const at = (kind, x) => c.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: x, clientY: 200, buttons: 1}));
 at("pointerdown", 300); at("pointermove", 420); at("pointerup", 420);
 setTimeout(() => {
   look("turned");
+  seen.push({what: "picture", is: picture});
   const out = document.createElement("pre");
   out.id = "out";
   out.textContent = JSON.stringify(seen);
@@ -149,7 +156,9 @@ def test_a_browser_switches_layers_and_hides_classes(tmp_path):
     assert seen["error"]["legend"] == ["right", "wrong", "no truth"] and "214,39,40" in seen["error"]["colors"]
     assert seen["wrong only"]["shown"] == 140 + 90  # two thirds of 210 wrong, and 90 without truth
     assert seen["confidence"]["legend"] == [] and len(seen["confidence"]["colors"]) > 50
-    assert len(seen["colour"]["colors"]) > 500
+    assert seen["another tab"]["colors"] == seen["confidence"]["colors"]  # Ctrl+1 is the browser's
+    assert len(seen["colour"]["colors"]) > 500  # by a key, though the focus was on a slider
+    assert seen["picture"]["is"] == [True, "img", "point cloud: scene", "prediction"]
     assert seen["turned"]["shown"] == 900 and seen["turned"]["colors"] != seen["truth"]["colors"]
 
 
