@@ -89,6 +89,10 @@ def read_run(folder: Path) -> Record:
     """
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(f"{folder}: no metrics.json; not a finished run")
+    if not (folder / "environment.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}: no environment.json; not a training run, perhaps the folder of an evaluation"
+        )
     metrics, environment, timing = (_read(folder / f"{name}.json") for name in ("metrics", "environment", "timing"))
     if "digest" not in environment:
         raise ValueError(f"{folder}: environment.json has no digest of the settings; only runs of this version compare")

@@ -46,12 +46,15 @@ def budgets(runs: Sequence[Record]) -> list[str]:
     for labels in dict.fromkeys(record.labels for record in runs):
         found = [record.label_budget for record in runs if record.labels == labels]
         counts = sorted({budget["labelled"] for budget in found if "labelled" in budget})
-        shares = [budget["share_of_raw"] for budget in found if "share_of_raw" in budget]
-        if counts and shares:
+        raw, view = (
+            [budget[key] for budget in found if budget.get(key) is not None]
+            for key in ("share_of_raw", "share_of_view")
+        )
+        if counts and raw:
             span = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
-            lines.append(
-                f"Budget {labels}: {span} labelled points, {100 * max(shares):.3g} % of the raw points or less."
-            )
+            grid = f" and {100 * max(view):.3g} % of the grid points, which the network sees," if view else ""
+            text = f"Budget {labels}: {span} labelled points, {100 * max(raw):.3g} % of the raw points{grid} or less."
+            lines.append(text)
     return lines
 
 

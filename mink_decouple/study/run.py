@@ -181,7 +181,9 @@ class Study:
             if text and (flag == "--title" or text in titles)
             for part in (flag, text)
         ]
-        return [str(self.output), str(self.write_records()), "--output", str(self.output / "report.html"), *named]
+        # runs that others trained are records alone, and a folder without any run is refused
+        folder = [str(self.output)] if any(self.state(cell) == "done" for cell in self.cells) else []
+        return [*folder, str(self.write_records()), "--output", str(self.output / "report.html"), *named]
 
     def _seconds(self) -> list[tuple[Cell, float]]:
         return [(cell, sum(one.seconds.values())) for cell, one in self.finished() if one.seconds]

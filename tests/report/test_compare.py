@@ -17,6 +17,7 @@ from mink_decouple.report.compare import compare
 from mink_decouple.report.records import Record, load, save
 from mink_decouple.report.scenes import flatten, projection
 from mink_decouple.report.statistics import holm, paired
+from mink_decouple.report.words import budgets
 
 CLASSES = ["floor", "wall", "sofa"]
 
@@ -142,6 +143,15 @@ def test_what_many_tests_find_by_chance_is_told_and_corrected_for(tmp_path):
     assert "within chance by a paired t-test (p = 0.035, by Holm&#x27;s correction for 4 tests 0.14)" in text
     assert "These are 8 comparisons: where nothing differs, about 0.4 of so many p" in text  # of mIoU and of tail IoU
     assert "comparisons" not in page_of(tmp_path, plain)
+
+
+def test_a_budget_is_told_in_raw_points_and_in_grid_points_where_they_are_known():
+    budget = {"labelled": 5923, "share_of_raw": 0.0045253, "share_of_view": 0.0097411}
+    told = "Budget 1pt: 5,923 labelled points, 0.453 % of the raw points"
+    seen = budgets([replace(made(), label_budget=budget)])
+    assert seen == [f"{told} and 0.974 % of the grid points, which the network sees, or less."]
+    del budget["share_of_view"]
+    assert budgets([replace(made(), label_budget=budget)]) == [f"{told} or less."]
 
 
 def test_the_main_table_holds_the_figures_of_the_records(tmp_path):

@@ -133,6 +133,9 @@ def test_what_is_missing_is_named(tmp_path):
     (folder / "environment.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="no digest of the settings"):
         read_run(folder)
+    (folder / "environment.json").unlink()  # as `evaluate` leaves its folder
+    with pytest.raises(FileNotFoundError, match=r"no environment\.json; not a training run, perhaps"):
+        load([folder])
 
 
 def test_packing_is_undone_by_unpacking(tmp_path):

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from mink_decouple.cli import main
-from mink_decouple.config import Config, dump
+from mink_decouple.config import Config, digest, dump
+from mink_decouple.report.records import Record, save
 from mink_decouple.study.grid import Cell, expand, read_experiment
 from mink_decouple.study.launch import TRAIN, outcome, set_aside, state
 from mink_decouple.study.run import Study
@@ -143,6 +144,22 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys, fake_training)
     assert "| minkunet | 1pt | supervised | 50.0 |" in said.out
     assert str(tmp_path / "out" / "report.html") in said.out and said.out.endswith("--reference supervised\n")
     assert "failed: minkunet-1pt-decoupled-seed0: error: no luck (see " in said.err
+
+
+def test_a_report_of_runs_that_are_all_records_can_be_made(tmp_path):
+    """The study's own folder then holds no run, which `compare` would refuse."""
+    scores = dict.fromkeys(("miou", "head_iou", "waist_iou", "tail_iou"), 0.5)
+    more = {"classes": ["wall"], "colors": None, "groups": {}, "label_budget": {}, "parameters": {}, "history": []}
+    more |= {"metrics": {**scores, "iou": {"wall": 0.5}}, "cost": {"seconds": {"pretrain": 1.0}}}
+    found = [
+        Record(cell.title, "minkunet", "1pt", cell.title, 0, "synthetic", digest(cell.config), **more)
+        for cell in (cell_of(tmp_path, 0), cell_of(tmp_path, 1))
+    ]
+    save(tmp_path / "kept.json", found)
+    study = Study(grid(tmp_path), tmp_path / "out", records=tmp_path / "kept.json")
+    assert study.run("cpu", 1, lambda config: None) == []
+    assert main(["compare", *study.report_arguments()]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process where others send it a signal")
