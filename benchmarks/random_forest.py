@@ -159,11 +159,11 @@ def predict(forest: RandomForestClassifier, rows: Array) -> tuple[NDArray[np.int
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value) over the seeds, NaN values left out."""
+    """Mean and sample standard deviation (NaN for a single value) over the seeds, NaN values left out."""
     known = np.asarray([v for v in values if not np.isnan(v)], dtype=np.float64)
     if not len(known):
         return float("nan"), float("nan")
-    return float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else float("nan")
 
 
 def visible_labels(config: Config, dataset: Dataset, clouds: Sequence[PointCloud], seed: int) -> LabelSet:
@@ -282,7 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")
     for key, mean in result["mean"].items():
         deviation = result["spread"][key]
-        print(f"{key:<24}", "-" if mean is None else f"{100 * mean:6.2f} +- {100 * deviation:.2f}")
+        beside = "" if deviation is None else f" +- {100 * deviation:.2f}"
+        print(f"{key:<24}", "-" if mean is None else f"{100 * mean:6.2f}{beside}")
     print(path)
     return 0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,24 +31,19 @@ from mink_decouple.models.segmenter import Segmenter
 CPU = torch.device("cpu")
 
 
-def waiting(watch: Stopwatch, prefetch: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that prepares ahead, the wait for each batch being timed."""
-    return lambda jobs, workers: watch.iterate(prefetch(jobs, workers), "waiting for batches")
-
-
 def score(cloud: PointCloud, backbone: str, args: argparse.Namespace) -> Case:
     """Seconds of each part, of all of them, and what they worked on."""
     config = load_config(args.config, backbone=backbone)
     classes, votes = len(S3DIS.names), args.votes or config.eval.votes
     model = make_model(config, S3DIS)
     watch = Stopwatch()
-    crops = 0
+    passes = 0
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal crops
-        found = cut(*arguments, **options)
-        crops += len(found)
-        return found
+    def waited(*arguments: Any) -> Iterator[Any]:
+        nonlocal passes
+        for item in watch.iterate(ahead(*arguments), "waiting for batches"):
+            passes += 1
+            yield item
 
     cut, ahead = predict_module.crops, predict_module.prefetch
     places = (
@@ -59,7 +54,7 @@ def score(cloud: PointCloud, backbone: str, args: argparse.Namespace) -> Case:
     )
     began = time.perf_counter()
     with watch.watching(*places):
-        predict_module.crops, predict_module.prefetch = watch.wrapped(counted, "cutting crops"), waiting(watch, ahead)
+        predict_module.crops, predict_module.prefetch = watch.wrapped(cut, "cutting crops"), waited
         try:
             scene = scenes_module.prepare(cloud, config)
             with watch("votes"):
@@ -74,7 +69,7 @@ def score(cloud: PointCloud, backbone: str, args: argparse.Namespace) -> Case:
     spent = watch.take()
     beside = {name: spent.pop(name) for name in list(spent) if BESIDE in name}
     rate = len(cloud) / total
-    facts = f"{len(scene.grid):,} grid points of {100 * config.data.grid:.0f} cm, {votes} votes, {crops} crops in all"
+    facts = f"{len(scene.grid):,} grid points of {100 * config.data.grid:.0f} cm, {votes} votes, {passes} passes in all"
     case = Case(f"{backbone} {config.model.variant}, {cloud.name}, s", f"{facts}, {rate:,.0f} raw points a second")
     case.values = {**dict(sorted(spent.items(), key=lambda item: -item[1])), "in all": total, **beside}
     return case
