@@ -102,3 +102,56 @@ def test_the_alignment_adds_its_weighted_mean_over_the_rows_without_a_given_labe
     sum_, count = alignment_loss(again(features, rest[0]), logits, rest[0])
     torch.testing.assert_close(loss, without + 0.3 * sum_ / count)
     assert values["erda"] == pytest.approx(0.3 * sum_.item() / count.item())
+
+
+@pytest.mark.parametrize("labels", ["gt", "mixed"])
+def test_class_weights_weigh_the_rows_of_the_cross_entropy(rows, labels):
+    logits, target, pseudo, confidence = rows
+    weight = torch.tensor([3.0, 1.0, 9.0], dtype=torch.float64)
+    made = Objective(LossConfig(), labels, "none", weight, torch.ones(3), GradientRatio(3))
+    loss, _ = made(logits, target, pseudo, confidence, total([made.counts(target, pseudo)]))
+    chosen = target if labels == "gt" else torch.where(target >= 0, target, pseudo)
+    picked = chosen >= 0
+    nll = -logits.log_softmax(1)[picked, chosen[picked]]
+    torch.testing.assert_close(loss, (weight[chosen[picked]] * nll).sum() / picked.sum())
+
+
+ALONE = [
+    ("mifl", {}, {"s": 5.0}),
+    ("mifl", {}, {"clamp_min": None}),
+    ("mifl", {}, {"gamma_base": "efl"}),
+    ("mifl", {}, {"form": "ovr"}),
+    ("mifl", {}, {"efl_weight": True}),
+    ("mifl", {}, {"alpha": 0.3}),
+    ("mifl", {}, {"alpha_mode": "confidence"}),
+    ("mifl", {}, {"g_source": "all"}),
+    ("mifl", {}, {"seg_norm": "split"}),
+    ("mifl", {"seg_norm": "split"}, {"seg_lambda": 0.5}),
+    ("focal", {}, {"gamma": 1.0}),
+    ("focal", {}, {"alpha": 0.3}),
+    ("focal", {}, {"alpha_mode": "confidence"}),
+]
+
+
+@pytest.mark.parametrize(("feature", "base", "change"), ALONE, ids=[f"{f}-{next(iter(c))}" for f, _, c in ALONE])
+def test_each_loss_setting_changes_the_loss_by_itself(rows, feature, base, change):
+    logits, *rest = rows
+
+    def losses(**changes):
+        ratio, rho = GradientRatio(3), torch.tensor([1.0, 2.0, 4.0])
+        made = Objective(LossConfig(**changes), "mixed", feature, None, rho, ratio)
+        counts = total([made.counts(*rest[:2])])
+        return [float(made(logits * scale, *rest, counts)[0].detach()) for scale in (1.0, 2.0, 3.0)]
+
+    plain, changed = losses(**base), losses(**base, **change)
+    assert max(abs(a - b) for a, b in zip(plain, changed, strict=True)) > 1e-3
+
+
+def test_the_imbalance_ratio_moves_the_focusing_factors():
+    flat = Objective(LossConfig(), "mixed", "mifl", None, torch.ones(3), GradientRatio(3))
+    steep = Objective(LossConfig(), "mixed", "mifl", None, torch.tensor([1.0, 2.0, 4.0]), GradientRatio(3))
+    for made in (flat, steep):
+        made.ratio.update(torch.tensor([[0.1, 0.2, 0.3]]).repeat(9, 1), torch.arange(9) % 3)
+        expected = (10 * (1 - made.ratio.ratio()) - 1 / made.rho).clamp(min=0)  # Eq. 6
+        torch.testing.assert_close(made.gamma().double(), expected.double(), rtol=1e-5, atol=1e-6)
+    assert steep.gamma()[2] > flat.gamma()[2] > 0
