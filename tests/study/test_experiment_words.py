@@ -43,14 +43,16 @@ def test_the_table_holds_means_spreads_and_paired_differences(tmp_path):
     for cell in cells(tmp_path, grid):
         value = scores.get((cell.title, cell.config.seed))
         if value is not None:
-            metrics = dict.fromkeys(("miou", "head_iou", "waist_iou", "tail_iou"), value) | {
-                "pretrained": {"miou": None}
-            }
+            metrics = {"miou": value, "head_iou": value + 0.2, "waist_iou": value - 0.1, "tail_iou": value**2}
+            metrics["pretrained"] = {"miou": None if cell.title == "decoupled" else value / 2}
             finished.append((cell, Outcome(metrics, {})))
-    first, second = list(table(finished, "supervised"))[2:]
-    assert first.startswith("| minkunet | 1pt | supervised | 41.0 ± 1.4 |")
-    assert second.split(" | ")[3] == "47.0 ± 2.8"
-    assert second.endswith("| - | 2 | +6.0 ± 1.4 | +6.0 ± 1.4 |")
+    head, _, first, second = table(finished, "supervised")
+    assert head.split(" | ")[3:8] == ["mIoU", "head", "waist", "tail", "pre-trained mIoU"]
+    cells_of = [line.strip("| ").split(" | ") for line in (first, second)]
+    # squares: 16.00 and 17.64, 20.25 and 24.01
+    assert cells_of[0][3:9] == ["41.0 ± 1.4", "61.0 ± 1.4", "31.0 ± 1.4", "16.8 ± 1.2", "20.5 ± 0.7", "2"]
+    assert cells_of[1][3:9] == ["47.0 ± 2.8", "67.0 ± 2.8", "37.0 ± 2.8", "22.1 ± 2.7", "-", "2"]
+    assert cells_of[1][9:] == ["+6.0 ± 1.4", "+5.3 ± 1.5"]
 
 
 def test_words_for_numbers():
@@ -58,6 +60,12 @@ def test_words_for_numbers():
     assert spread([]) == spread([None]) == "-"
     assert difference({0: {"miou": 0.5}}, {0: {"miou": 0.4}}, "miou") == "+10.0"
     assert difference({0: {"miou": 0.5}}, {1: {"miou": 0.4}}, "miou") == "-"
+
+
+def test_trainings_at_once_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    threads = [Launcher(tmp_path, jobs, "cpu")._environment(0)["OMP_NUM_THREADS"] for jobs in (1, 2, 3, 16)]
+    assert threads == ["8", "4", "2", "1"]
 
 
 @pytest.mark.parametrize(
