@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from statistics import mean
 
@@ -110,7 +111,7 @@ def curves_section(groups: Groups) -> str:
             classes = next(iter(several.values()))[0].classes
             words = f"IoU of each class over evaluations, {where}"
             drawn = page.drawing(charts.iou_curves(several, classes), words, wide=True)
-            parts.append(f"<h3>{where}</h3>{drawn}")
+            parts.append(f"<h3>{escape(where)}</h3>{drawn}")
     if not parts:
         return page.missing("No run was scored more than once.")
     note = (

@@ -211,7 +211,8 @@ def test_a_page_loads_nothing_and_is_the_same_twice(tmp_path):
 
 def test_titles_are_text_and_nothing_else(tmp_path):
     evil = "<script>alert(1)</script>"
-    text = page_of(tmp_path, [made(evil), made("supervised")], title=evil)
+    odd = [replace(made(title), labels=evil) for title in (evil, "supervised")]
+    text = page_of(tmp_path, odd, title=evil)
     assert evil not in text and "&lt;script&gt;alert(1)" in text
 
 
