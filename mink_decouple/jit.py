@@ -17,8 +17,6 @@ from typing import Any
 import numba
 from numba.core.caching import IndexDataCacheFile
 
-__all__ = ["njit", "numba"]
-
 
 def fingerprint(package: Path) -> str:
     """SHA-256 of the sources below a folder that use this module."""

@@ -74,13 +74,11 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     if len(kept) < 2:
         raise ValueError(f"{root}: {len(kept)} class in the labels; at least two are needed")
     names = {raw: ASPRS.get(raw, f"class_{raw}") if las else f"class_{raw}" for raw in kept}
-    sparse = [_labelled_points(train, kept), sum(one.points for one in train)]
-    budget = "full" if sparse[0] < SPARSE * sparse[1] else "1%"
+    given, points = _labelled_points(train, kept), sum(one.points for one in train)
+    budget = "full" if given < SPARSE * points else "1%"
     notes = [*_notes(looks, labelled, las, ignored), *_rare(names, labelled)]
     if budget == "full":
-        notes.append(
-            f"{sparse[0]:,} of {sparse[1]:,} points to train on have a label: all are used (labels.budget full)"
-        )
+        notes.append(f"{given:,} of {points:,} points to train on have a label: all are used (labels.budget full)")
         if (scored := _labelled_points(val, kept)) < SPARSE * sum(one.points for one in val):
             notes.append(f"scores will be of {scored:,} labelled points; a fully labelled file tells more")
     return Proposal(

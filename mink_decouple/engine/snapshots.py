@@ -93,8 +93,8 @@ def _some(visible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows whose features are kept, ascending: those with a given label first, which few draws would find."""
     order = rng.permutation(len(visible))
     given = order[visible[order] >= 0][: FEATURE_POINTS // 2]
-    rest = np.setdiff1d(order, given, assume_unique=True)
-    return np.sort(np.concatenate([given, rng.permutation(rest)[: FEATURE_POINTS - len(given)]]))
+    rest = order[np.isin(order, given, invert=True)]
+    return np.sort(np.concatenate([given, rest])[:FEATURE_POINTS])
 
 
 @torch.no_grad()

@@ -151,17 +151,19 @@ def draw_panels(
     scale = float(0.96 * min(inner / extent[0], height / extent[1]))
     index, distance = visible_points(view, inner, height, point_sizes(view, scale), scale)
     light = shade(distance, strength=20.0 / float(np.ptp(view[:, 2]) + 1e-3), reach=SUPERSAMPLE)[..., None]
-    points = np.zeros(len(kept), bool) if marked is None else marked[kept]
-    # a point of size 0 is not drawn, but keeps the picture where it is
-    edge, mark = (
-        visible_points(view, inner, height, np.where(points, SUPERSAMPLE * side, 0), scale)[0]
-        for side in (EDGE_PIXELS, MARK_PIXELS)
-    )
+    marks = []
+    if marked is not None:
+        for side in (EDGE_PIXELS, MARK_PIXELS):
+            # a point of size 0 is not drawn, but keeps the picture where it is
+            sizes = np.where(marked[kept], SUPERSAMPLE * side, 0)
+            marks.append(visible_points(view, inner, height, sizes, scale)[0])
     panels = []
     for colors in columns:
         image = np.where(index[..., None] >= 0, colors[kept][index].astype(np.float32) / 255 * light, np.float32(1))
-        image[edge >= 0] = 0.2
-        image[mark >= 0] = colors[kept][mark[mark >= 0]].astype(np.float32) / 255
+        if marks:
+            edge, mark = marks
+            image[edge >= 0] = 0.2
+            image[mark >= 0] = colors[kept][mark[mark >= 0]].astype(np.float32) / 255
         shape = (height // SUPERSAMPLE, SUPERSAMPLE, width, SUPERSAMPLE, 3)
         panels.append(image.reshape(shape).mean(axis=(1, 3), dtype=np.float32))
     return panels

@@ -16,13 +16,14 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
+from numba import config
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mink_decouple.jit import njit, numba
+from mink_decouple.jit import njit
 
 # numba takes another target from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
-_CONFIG: Any = numba.config
+_CONFIG: Any = config
 _NAME = _CONFIG.CPU_NAME or llvmlite.binding.get_host_cpu_name()
 _FEATURES = (
     {name[1:]: name[0] == "+" for name in _CONFIG.CPU_FEATURES.split(",") if name}
