@@ -15,8 +15,10 @@ two columns it is refused. Points pass in blocks, except those of `.npz` and of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -80,6 +82,25 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
         temporary.unlink(missing_ok=True)
 
 
+def require_layout(source: Path, ids: Collection[int]) -> None:
+    """Refuse a file as `annotate` would for its layout, before anything is known of its points.
+
+    Raises:
+        ValueError: as there.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Asked):
+        annotate(source, Path(folder) / source.name, _asked(), ids)
+
+
+class _Asked(Exception):
+    """Everything that comes before the first point has passed."""
+
+
+def _asked() -> Iterator[Block]:
+    raise _Asked
+    yield  # what makes it an iterator, so that it is raised when the first point is asked for
+
+
 def require_format(source: Path, target: Path) -> None:
     """Raises ValueError where a target has another suffix than its source; `.las` and `.laz` are as good as alike."""
     suffix = source.suffix.lower()
@@ -102,7 +123,7 @@ def side_file(target: Path, ending: str) -> Path:
 def _annotate_bin(source: Path, target: Path, supply: Supply) -> None:
     count = count_points(source)
     if not supply.within(0, 0xFFFF):
-        raise ValueError(f"{target}: KITTI labels are 0..65535, the classes have other ids; write .npz instead")
+        raise ValueError(f"{source}: KITTI labels are 0..65535, the classes have other ids; write .npz instead")
     made = {place: place.with_name(f".{place.name}.{os.getpid()}.tmp") for place in outputs(target)}
     try:
         labels, confidence, points = made.values()

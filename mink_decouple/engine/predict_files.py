@@ -14,7 +14,7 @@ import torch
 
 from mink_decouple import config as configuration
 from mink_decouple.config import Config
-from mink_decouple.data.annotate import SUFFIXES, annotate, outputs, require_format
+from mink_decouple.data.annotate import SUFFIXES, annotate, outputs, require_format, require_layout
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import PointCloud
@@ -49,6 +49,12 @@ class Network:
     classes: Classes
     device: torch.device
 
+    @property
+    def raw(self) -> list[int]:
+        """The raw id of every class."""
+        ids: list[int] = self.classes.decode(np.arange(len(self.classes))).tolist()
+        return ids
+
 
 def predict_files(
     path: Path,
@@ -77,7 +83,8 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: see `load_network` and `read_cloud`; no input; two inputs of one name; an
-            output that exists; a file without a column that the network was trained on.
+            output that exists; a file of a layout that takes no further columns, before the first is predicted; a
+            file without a column that the network was trained on.
     """
     state = load_network(path)
     config = configuration.loads(state["config"], str(path))
@@ -85,6 +92,8 @@ def predict_files(
     config = configuration.override(config, {"eval": chosen})
     pairs = _pairs(inputs, output, overwrite)
     network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
+    for source, _ in pairs:
+        require_layout(source, network.raw)
     for number, (source, target) in enumerate(pairs, 1):
         if len(pairs) > 1:
             say(f"[{number}/{len(pairs)}] {source.name}")
@@ -130,7 +139,7 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
     with _scene(network, source, target, columns) as (scene, cloud):
         with named_settings(config, training=False):
             ids, confidence = decide(network.model, config, scene, len(classes), network.device, config.eval.votes)
-        raw = classes.decode(np.arange(len(classes)))
+        raw = np.asarray(network.raw)
         counts = np.zeros(len(classes), np.int64)
 
         def blocks() -> Iterator[Block]:
@@ -138,7 +147,7 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
                 counts[:] += np.bincount(ids[points], minlength=len(classes))
                 yield Block(raw[ids[points]], confidence[points])
 
-        annotate(source, target, blocks(), raw.tolist())
+        annotate(source, target, blocks(), network.raw)
         scores = "" if cloud is None else _scores(network, source, cloud, scene, ids)
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)

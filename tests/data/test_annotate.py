@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mink_decouple.data.annotate import SUFFIXES, annotate, side_file
+from mink_decouple.data.annotate import SUFFIXES, annotate, require_layout, side_file
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, write_cloud
@@ -355,3 +355,17 @@ def test_a_ply_file_that_takes_no_columns_says_why(tmp_path, text, said):
     source.write_text(f"ply\nformat ascii 1.0\n{text}end_header\n0 0\n")
     with pytest.raises(ValueError, match=said):
         annotate(source, tmp_path / "out.ply", blocks(1)[0], IDS)
+    with pytest.raises(ValueError, match=said):
+        require_layout(source, IDS)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_layout_is_tried_without_a_prediction_and_nothing_is_left(tmp_path, suffix):
+    source = tmp_path / f"in{suffix}"
+    write_cloud(source, cloud())
+    before = sorted(tmp_path.iterdir())
+    require_layout(source, IDS)
+    assert sorted(tmp_path.iterdir()) == before
+    if suffix == ".bin":
+        with pytest.raises(ValueError, match=r"in\.bin: KITTI labels are 0\.\.65535"):
+            require_layout(source, [1 << 16])

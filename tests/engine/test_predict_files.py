@@ -220,6 +220,20 @@ def test_a_wrong_suffix_is_told_before_the_network_runs(make_config, folder, tmp
     assert "c.ply: must end in .npz as c.npz does" in capsys.readouterr().err
 
 
+def test_a_layout_without_room_is_told_before_the_first_file(
+    make_config, folder, tmp_path, trained, capsys, monkeypatch
+):
+    monkeypatch.setattr(predict_files, "decide", lambda *_: pytest.fail("the network ran"))
+    clouds = tmp_path / "clouds"
+    clouds.mkdir()
+    write_cloud(clouds / "a.ply", read_cloud(folder / "c.npz"))
+    text = "ply\nformat ascii 1.0\nelement vertex 1\nproperty float confidence\nproperty float x\nend_header\n0 0\n"
+    (clouds / "b.ply").write_text(text)
+    assert run(clouds, "--checkpoint", checkpoint(trained(make_config)), "--output", tmp_path / "out") == 2
+    assert "b.ply: has a column of its own named confidence" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_score_of_labels_that_are_all_ignored(make_config, folder, tmp_path, trained, capsys):
     with np.load(folder / "c.npz") as source:
         np.savez(tmp_path / "c.npz", **{**source, "label": np.zeros_like(source["label"])})
