@@ -17,6 +17,7 @@ from mink_decouple.data.submission_servers import SERVERS, find_server, match_sc
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.evaluate import predict_blocks, restore
 from mink_decouple.engine.events import progress
+from mink_decouple.engine.export import load_network
 from mink_decouple.engine.memory import named_settings
 from mink_decouple.engine.scenes import load_scene, open_dataset
 from mink_decouple.models.segmenter import Segmenter
@@ -52,7 +53,7 @@ def submit_checkpoint(
     """Predict the test split of the configured dataset and write the zip of its server.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the folder of an exported network.
         choose: as for `evaluate_checkpoint`.
         output: the zip; must not exist.
         device: where to run.
@@ -60,12 +61,12 @@ def submit_checkpoint(
         description: text for SemanticKITTI's optional description.txt.
 
     Raises:
-        FileNotFoundError, ValueError: see `checkpoint.load` and `write_submission`.
+        FileNotFoundError, ValueError: see `load_network` and `write_submission`.
         ValueError: the output exists, the dataset has no server, or the checkpoint was trained on other classes.
     """
     if output.exists():
         raise ValueError(f"{output}: exists; submissions are not overwritten, choose another --output")
-    state = checkpoint.load(path)
+    state = load_network(path)
     own = configuration.loads(state["config"], str(path))
     own = configuration.replace_data(own, choose(own))
     dataset = open_dataset(own)

@@ -54,8 +54,26 @@ def budgets(runs: Sequence[Record]) -> list[str]:
             span = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
             grid = f" and {100 * max(view):.3g} % of the grid points, which the network sees," if view else ""
             text = f"Budget {labels}: {span} labelled points, {100 * max(raw):.3g} % of the raw points{grid} or less."
-            lines.append(text)
+            lines.append(text + _same_points([record for record in runs if record.labels == labels]))
     return lines
+
+
+def _same_points(runs: Sequence[Record]) -> str:
+    """Whether the runs of a seed have the same labelled points, by the checksums of their label sets."""
+    seen: dict[int, list[tuple[str, str]]] = {}
+    for record in runs:
+        if "checksum" in record.label_budget:
+            name = BACKBONES.get(record.backbone, record.backbone)
+            seen.setdefault(record.seed, []).append((record.label_budget["checksum"], name))
+    several = [set(found) for found in seen.values() if len(found) > 1]
+    if not several:
+        return ""
+    if all(len({checksum for checksum, _ in found}) == 1 for found in several):
+        return " All runs of a seed have the same ones."
+    if all(len({name for _, name in found}) == len(found) for found in several):
+        backbones = dict.fromkeys(name for found in several for _, name in sorted(found, key=lambda one: one[1]))
+        return f" Those of {listed(list(backbones))} are not the same."
+    return " Not all runs of a seed have the same ones."
 
 
 def mixed(groups: Mapping[Setting, Sequence[Record]]) -> list[str]:

@@ -84,6 +84,28 @@ def test_smoothing_is_that_of_the_scores_unless_asked_for(make_config, folder, t
         assert (found[run_folder, ()] != found[run_folder, ("--smooth", other)]).any()
 
 
+def test_labelled_files_of_another_folder_are_scored(make_config, folder, tmp_path, trained):
+    """The command of docs/predict.md."""
+    run_folder, other = trained(make_config), tmp_path / "other"
+    other.mkdir()
+    for name in ("c.npz", "classes.yaml"):
+        (other / name.replace("c.", "d.")).write_bytes((folder / name).read_bytes())
+    split = "data.splits={train: [], val: [d]}"
+    arguments = [
+        "--checkpoint",
+        checkpoint(run_folder),
+        "--set",
+        f"data.root={other}",
+        "--set",
+        split,
+        "--device",
+        "cpu",
+    ]
+    assert main(["evaluate", *map(str, arguments), "--output", str(tmp_path / "scores")]) == 0
+    found, own = (json.loads((at / "metrics.json").read_text()) for at in (tmp_path / "scores", run_folder))
+    assert found["confusion"] == own["confusion"] and found["iou"] == own["iou"]
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".pcd", ".npy", ".txt", ".csv", ".las", ".laz"])
 def test_every_format_says_the_same_of_the_same_points(make_config, folder, tmp_path, trained, suffix):
     cloud = read_cloud(folder / "c.npz")

@@ -68,8 +68,8 @@ def run(tmp_path_factory):
     return root
 
 
-def submit(run, output, *more):
-    saved = run / "run" / "checkpoints" / "last.pt"
+def submit(run, output, *more, saved=None):
+    saved = saved or run / "run" / "checkpoints" / "last.pt"
     return main(["submit", "--checkpoint", str(saved), "--output", str(output), "--device", "cpu", *more])
 
 
@@ -89,6 +89,15 @@ def test_the_zip_holds_the_prediction_of_every_raw_point(run, tmp_path):
             assert len(found) == len(cloud) and found == [[1, 2, 7][i] for i in expected]
     before = output.read_bytes()
     assert submit(run, output, "--server", "reduced-8") == 2 and output.read_bytes() == before
+
+
+def test_an_exported_network_submits_the_same(run, tmp_path):
+    output = tmp_path / "network"
+    assert main(["export", "--checkpoint", str(run / "run" / "checkpoints" / "last.pt"), "--output", str(output)]) == 0
+    assert submit(run, tmp_path / "a.zip", "--server", "reduced-8") == 0
+    assert submit(run, tmp_path / "b.zip", "--server", "reduced-8", saved=output) == 0
+    with zipfile.ZipFile(tmp_path / "a.zip") as a, zipfile.ZipFile(tmp_path / "b.zip") as b:
+        assert a.namelist() == b.namelist() and all(a.read(name) == b.read(name) for name in a.namelist())
 
 
 def test_out_of_memory_names_what_to_lower_and_leaves_no_zip(run, tmp_path, monkeypatch, capsys):

@@ -154,6 +154,23 @@ def test_a_budget_is_told_in_raw_points_and_in_grid_points_where_they_are_known(
     assert budgets([replace(made(), label_budget=budget)]) == [f"{told} or less."]
 
 
+@pytest.mark.parametrize(
+    ("sums", "told"),
+    [
+        (("minkunet 0 a", "minkunet 0 a", "randla 0 a", "randla 1 b"), " All runs of a seed have the same ones."),
+        (("minkunet 0 a", "minkunet 0 a", "randla 0 b"), " Those of MinkUNet and RandLA-Net are not the same."),
+        (("minkunet 0 a", "minkunet 0 b", "randla 0 b"), " Not all runs of a seed have the same ones."),
+        (("minkunet 0 a", "minkunet 1 b"), ""),
+    ],
+)
+def test_whether_runs_have_the_same_labelled_points_is_told(sums, told):
+    runs = []
+    for backbone, seed, checksum in map(str.split, sums):
+        budget = {"labelled": 9, "share_of_raw": 0.01, "checksum": checksum}
+        runs.append(replace(made(backbone=backbone, seed=int(seed)), label_budget=budget))
+    assert budgets(runs) == [f"Budget 1pt: 9 labelled points, 1 % of the raw points or less.{told}"]
+
+
 def test_the_main_table_holds_the_figures_of_the_records(tmp_path):
     records = [made("supervised", s, v) for s, v in enumerate((0.30, 0.32, 0.34))]
     records += [made("decoupled", s, v) for s, v in enumerate((0.40, 0.43, 0.43))]
