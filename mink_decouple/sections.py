@@ -64,6 +64,7 @@ class ModelConfig:
         "linear", choices=("linear", "mlp")
     )  # the classifier: one layer, or three with batch norm and dropout (RandLA-Net)
     engine: str = setting("auto", choices=ENGINES)  # of minkunet; auto: native
+    weights: str | None = None  # to begin with: a checkpoint or an exported network; None: fresh ones
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The card holds the classes with names, colours and raw ids, the preprocessing (grid, features, view: the resolved
 configuration), the label budget, scores, versions and licence. Neither file runs code, and no other library of ours is
-needed to read them. `predict`, `evaluate` and `view` take the folder where they take a checkpoint.
+needed to read them. `predict`, `evaluate`, `view`, `submit` and `model.weights` take the folder for a checkpoint.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from mink_decouple.engine.batches import make_sampler
 from mink_decouple.engine.ema import Networks
 from mink_decouple.engine.evaluate import make_model
 from mink_decouple.engine.events import Events, Silent, say
+from mink_decouple.engine.initial import checksum_of, take_weights
 from mink_decouple.engine.interrupt import Interrupt
 from mink_decouple.engine.lock import RunLock
 from mink_decouple.engine.optim import make_optimizer
@@ -135,6 +136,8 @@ class Run:
         self.segments = segments_of(config, self.scenes)
         self.reach = reach_of(config, self.scenes, self.segments)
         self.model: Segmenter = make_model(config, self.classes, device)
+        if saved is None:
+            take_weights(self.model, config, self.classes)
         self.networks = Networks(self.model, config.ema, lambda: make_model(config, self.classes, device))
         self.alignment = self._alignment()
         self.sampler = make_sampler(config, self.scenes)
@@ -159,6 +162,8 @@ class Run:
         about = {**environment(self.device), "seed": self.config.seed, "digest": digest(self.config)}
         if pretrained is not None:
             about["pretrained"] = str(pretrained)
+        if self.config.model.weights is not None:
+            about["weights_sha256"] = checksum_of(Path(self.config.model.weights))
         write_json(self.output / "environment.json", about)
         self.labels.save(self.output / "labels.npz")
         self.events = Events(self.output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from mink_decouple.config import Config
@@ -45,6 +47,8 @@ def check_settings(config: Config) -> None:
     voxel = config.view.voxel
     if voxel is not None and (len(voxel) != 3 or min(voxel) <= 0):
         raise ValueError(f"view.voxel {voxel}: edges along x, y and z in metres; need three, each above 0")
+    if config.model.weights is not None and not Path(config.model.weights).exists():
+        raise FileNotFoundError(f"model.weights: {config.model.weights}: no such checkpoint or exported network")
     model, width = config.model, feature_width(config.data.features)
     with torch.device("meta"):  # names and sizes without the weights
         build_model(config.backbone, model.variant, width, 2, model.head, engine=model.engine)
