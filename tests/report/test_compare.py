@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
+from test_records import run_folder
 
 from mink_decouple.cli import main
 from mink_decouple.data.classes import Classes
 from mink_decouple.report.compare import compare
-from mink_decouple.report.records import Record, load, save
+from mink_decouple.report.records import Record, load, read_run, save
 from mink_decouple.report.scenes import flatten, projection
 from mink_decouple.report.statistics import holm, paired
 from mink_decouple.report.words import budgets
@@ -355,3 +358,21 @@ def test_no_two_settings_look_alike():
 
     assert len({tuple(mark(number).values()) for number in range(64)}) == 64
     assert len({tuple(look(number).values()) for number in range(32)}) == 32
+
+
+def test_the_lines_of_the_page_put_another_program_s_scores_beside_ours(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    part = page[page.index("## Another program's scores") : page.index("and `tools/compare.py runs/mine")]
+    script = "\n".join(line[4:] for line in part.splitlines() if line.startswith("    "))
+    run_folder(tmp_path / "runs" / "mine")
+    (tmp_path / "runs" / "mine" / "metrics.jsonl").write_text("", encoding="utf-8")
+    ours = read_run(tmp_path / "runs" / "mine")
+    (tmp_path / "theirs").mkdir()
+    truth = np.repeat(np.arange(len(ours.classes)), np.asarray(ours.metrics["confusion"]).sum(1))
+    np.save(tmp_path / "theirs" / "room_1_truth.npy", np.r_[truth, -1])
+    np.save(tmp_path / "theirs" / "room_1_prediction.npy", np.r_[truth, 0])
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    compare([tmp_path / "runs" / "mine", tmp_path / "theirs.json"], tmp_path / "report.html")
+    head, *rows = read((tmp_path / "report.html").read_text(encoding="utf-8")).tables[0]
+    scores = {row[head.index("setting")]: row[head.index("mIoU")] for row in rows}
+    assert scores["theirs"] == "100.0" and set(scores) == {"theirs", ours.title}
