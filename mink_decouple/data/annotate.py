@@ -15,7 +15,6 @@ two columns it is refused. Points pass in blocks, except those of `.npz` and of 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 from mink_decouple.data.annotate_las import annotate_las
 from mink_decouple.data.annotate_tables import annotate_npy, annotate_npz, annotate_pcd, annotate_ply, annotate_text
 from mink_decouple.data.blocks import Block, Supply
+from mink_decouple.data.io_columns import one_line
 from mink_decouple.data.io_kitti import count_points
 
 LABELS, CONFIDENCE = ".label", ".confidence.npy"
@@ -86,10 +86,19 @@ def require_layout(source: Path, ids: Collection[int]) -> None:
     """Refuse a file as `annotate` would for its layout, before anything is known of its points.
 
     Raises:
-        ValueError: as there.
+        ValueError: as there, or a file so damaged that its layout cannot be told.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Asked):
-        annotate(source, Path(folder) / source.name, _asked(), ids)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            annotate(source, Path(folder) / source.name, _asked(), ids)
+        except _Asked:
+            pass
+        except MemoryError:
+            raise
+        except Exception as error:  # a dozen types, by the format and the place of the damage
+            if isinstance(error, ValueError) and str(source) in str(error):
+                raise
+            raise ValueError(f"{source}: damaged, or no {source.suffix} file: {one_line(error)}") from error
 
 
 class _Asked(Exception):

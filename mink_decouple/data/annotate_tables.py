@@ -92,6 +92,8 @@ def annotate_npy(source: Path, target: Path, supply: Supply) -> None:
         dtype = np.dtype([*((name, old.dtype[name]) for name in names[:kept]), *_our_fields("<")])
         new = np.lib.format.open_memmap(target, "w+", dtype, old.shape)
     else:
+        if old.ndim != 2:
+            raise ValueError(f"{source}: needs a row of numbers per point, found an array of {old.shape}")
         kept = old.shape[1]
         new = np.lib.format.open_memmap(
             target, "w+", np.result_type(old.dtype, np.float32), (len(old), old.shape[1] + 2)
