@@ -253,6 +253,13 @@ def test_npz_keeps_every_array(tmp_path):
         np.testing.assert_array_equal(after["confidence"], sure)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_npz_of_fewer_points_than_numbers_in_its_offset(tmp_path, count):
+    write_cloud(tmp_path / "in.npz", PointCloud("in", np.eye(count, 3, dtype=np.float32)))
+    annotate(tmp_path / "in.npz", tmp_path / "out.npz", [Block(np.full(count, 3), np.ones(count, np.float32))], IDS)
+    assert read_cloud(tmp_path / "out.npz").features["prediction"].tolist() == [3] * count
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".xyz"])
 def test_text_keeps_every_number_as_it_was_written(tmp_path, suffix):
     source, target, ids, sure = made(tmp_path, suffix)

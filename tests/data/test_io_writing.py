@@ -23,3 +23,10 @@ def test_a_column_of_one_number_may_be_a_table_and_one_of_two_is_named(tmp_path:
         ValueError, match=rf"{tmp_path / name}: feature '{key}' has 2 numbers a point, the format keeps one"
     ):
         write_cloud(tmp_path / name, PointCloud("a", xyz, features={key: np.c_[values, values]}))
+
+
+def test_a_suffix_in_capitals_is_kept(tmp_path: Path) -> None:
+    for features in ({}, {"intensity": np.ones(2, np.float32)}):
+        write_cloud(tmp_path / "a.NPY", PointCloud("a", np.eye(2, 3, dtype=np.float32), features=features))
+        assert [path.name for path in tmp_path.iterdir()] == ["a.NPY"]
+        np.testing.assert_array_equal(read_cloud(tmp_path / "a.NPY").coords, np.eye(2, 3))
