@@ -65,7 +65,7 @@ def read_cloud(path: str | Path, columns: Sequence[str] | None = None) -> PointC
 
     Args:
         path: a file with one of `SUFFIXES`.
-        columns: names of the columns of a text file or plain `.npy` array, for example
+        columns: names of the columns of a text file, plain `.npy` array or `.bin` file, for example
             `["x", "y", "z", "red", "green", "blue", "label"]`.
 
     Raises:

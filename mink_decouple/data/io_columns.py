@@ -167,6 +167,8 @@ def unnamed_columns(path: Path, count: int, given: Sequence[str] | None) -> tupl
     if given is not None:
         if len(given) != count:
             raise ValueError(f"{path}: {count} columns, but {len(given)} names were given: {', '.join(given)}")
+        if len(set(given)) < len(given):
+            raise ValueError(f"{path}: columns repeat one name: {', '.join(given)}")
         return tuple(given)
     if count not in UNNAMED_COLUMNS:
         raise ValueError(

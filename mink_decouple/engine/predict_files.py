@@ -74,7 +74,7 @@ def predict_files(
         output: a file for one input file, else a folder that gets files of the same names.
         device: where to run.
         votes: augmented passes averaged; None for those the network was scored with.
-        columns: names of the columns of text files and plain `.npy` arrays.
+        columns: names of the columns of text files, plain `.npy` arrays and `.bin` files.
         overwrite: replace outputs that exist.
         smooth: `eval.smooth`; None for that which the network was scored with.
 
@@ -93,7 +93,7 @@ def predict_files(
     pairs = _pairs(inputs, output, overwrite)
     network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
     for source, _ in pairs:
-        require_layout(source, network.raw)
+        require_layout(source, network.raw, columns)
     for number, (source, target) in enumerate(pairs, 1):
         if len(pairs) > 1:
             say(f"[{number}/{len(pairs)}] {source.name}")
@@ -147,7 +147,7 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
                 counts[:] += np.bincount(ids[points], minlength=len(classes))
                 yield Block(raw[ids[points]], confidence[points])
 
-        annotate(source, target, blocks(), network.raw)
+        annotate(source, target, blocks(), network.raw, columns)
         scores = "" if cloud is None else _scores(network, source, cloud, scene, ids)
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)

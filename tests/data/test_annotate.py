@@ -297,6 +297,18 @@ def test_a_kitti_scan_gets_its_labels_and_confidences_beside_it(tmp_path):
     np.testing.assert_array_equal(np.load(side_file(target, ".confidence.npy")), sure)
 
 
+def test_a_scan_of_other_columns_is_annotated_by_their_number(tmp_path):
+    columns = ("x", "y", "z", "intensity", "ring")
+    np.arange(4 * 5, dtype="<f4").tofile(tmp_path / "in.pcd.bin")
+    told = [Block(np.array([3, 0, 7, 3]), np.ones(4, np.float32))]
+    require_layout(tmp_path / "in.pcd.bin", IDS, columns)
+    annotate(tmp_path / "in.pcd.bin", tmp_path / "out.pcd.bin", told, IDS, columns)
+    assert np.load(tmp_path / "out.pcd.confidence.npy").shape == (4,)
+    assert read_cloud(tmp_path / "out.pcd.bin", columns).labels.tolist() == [3, 0, 7, 3]
+    with pytest.raises(ValueError, match=r"in\.pcd\.bin: a scan of nuScenes has other columns"):
+        require_layout(tmp_path / "in.pcd.bin", IDS)
+
+
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".bin", ".npy")])
 def test_a_second_prediction_replaces_the_first(tmp_path, suffix):
     _, first, *_ = made(tmp_path, suffix)

@@ -285,6 +285,24 @@ def test_kitti_scan_and_labels_lie_in_sibling_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.labels, cloud.labels)
 
 
+def test_a_scan_of_other_columns_is_read_by_their_names(tmp_path: Path) -> None:
+    path, names = tmp_path / "a.pcd.bin", ["x", "y", "z", "intensity", "ring"]
+    table = np.array([[1, 2, 3, 0.5, 7], [4, 5, 6, 0.25, 9]], "<f4")
+    table.tofile(path)
+    cloud = read_cloud(path, names)
+    np.testing.assert_array_equal(cloud.coords, table[:, :3])
+    np.testing.assert_array_equal(cloud.features["intensity"], table[:, 3])
+    np.testing.assert_array_equal(cloud.features["ring"], table[:, 4])
+    np.array([3, 4], "<u4").tofile(label_path(path))
+    assert read_cloud(path, names).labels.tolist() == [3, 4]
+    with pytest.raises(ValueError, match=r"a\.pcd\.bin: a scan of nuScenes has other columns .*name them"):
+        read_cloud(path)
+    with pytest.raises(ValueError, match="40 bytes is not a whole number of 12-byte points"):
+        read_cloud(path, ["x", "y", "z"])
+    with pytest.raises(ValueError, match="columns repeat one name"):
+        read_cloud(path, ["x", "y", "z", "ring", "ring"])
+
+
 def test_kitti_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_cloud(path, PointCloud("a", np.zeros((3, 3), np.float32), labels=np.zeros(3, np.int64)))
