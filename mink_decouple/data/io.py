@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io_kitti import label_path, read_bin, write_bin, write_label
+from mink_decouple.data.io_kitti import CONFIDENCE, label_path, read_bin, write_bin, write_label
 from mink_decouple.data.io_las import read_las, write_las
 from mink_decouple.data.io_numpy import read_arrays, read_npy, read_npz, write_npy, write_npz
 from mink_decouple.data.io_pcd import read_pcd, write_pcd
@@ -85,7 +85,19 @@ def read_cloud(path: str | Path, columns: Sequence[str] | None = None) -> PointC
             return read_text(path, columns)
         if suffix == ".npy":
             return read_npy(path, columns)
+        if suffix == ".bin":
+            return read_bin(path, columns)
     return _READERS[suffix](path)
+
+
+def clouds_of(folder: Path) -> list[Path]:
+    """The point clouds of a folder by their names, those of its sub-folders left out.
+
+    Hidden files are unfinished writes and systems' own litter. `NAME.confidence.npy` beside `NAME.bin` is no cloud.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    beside = {path.stem + CONFIDENCE for path in files if path.suffix.lower() == ".bin"}
+    return [path for path in files if not path.name.startswith(".") and path.name not in beside]
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
