@@ -115,9 +115,9 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = None) -> None:
     """Write a point cloud with world coordinates, replacing `path` in one step; missing folders are made.
 
-    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`); `.label`
-    writes the labels alone. Colours have 8 bits (LAS 16, `.npz` float32), (N, k) features become k columns
-    (`.npz` and LAS keep them whole).
+    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`), which is
+    removed for a cloud without; `.label` writes the labels alone. Colours have 8 bits (LAS 16, `.npz` float32), (N, k)
+    features become k columns (`.npz` and LAS keep them whole), `normal` nx ny nz.
 
     Args:
         path: a file with one of `SUFFIXES`, or `.label`.
@@ -141,6 +141,8 @@ def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = N
     _replace(path, lambda target: _WRITERS[suffix](target, cloud))
     if suffix == ".bin" and cloud.labels is not None:
         _replace(label_path(path), lambda target: write_label(target, cloud))
+    elif suffix == ".bin":
+        label_path(path).unlink(missing_ok=True)  # those of another cloud
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
