@@ -19,6 +19,7 @@ LABEL_NAMES = (
     "semantic",
     "semantic_label",
     "sem_label",
+    "sem_class",
     "class_id",
     "category",
 )
@@ -151,11 +152,15 @@ def single(path: Path, key: str, column: np.ndarray) -> np.ndarray:
 
 
 def whole_numbers(column: np.ndarray, where: str) -> np.ndarray:
-    """Return `column` as int64; ValueError naming the first row where it is not a whole number."""
+    """Return labels as int64, NaN as -1; ValueError naming the first row where one is no whole number.
+
+    NaN is what CloudCompare writes for the points that a merged cloud without such a column brought in.
+    """
     column = np.asarray(column)
     if column.ndim != 1 or column.dtype.kind not in "biuf":
         raise ValueError(f"{where} must be one whole number per point, found {column.shape} {column.dtype}")
     if column.dtype.kind == "f":
+        column = np.where(np.isnan(column), -1, column)
         bad = np.flatnonzero(~(np.isfinite(column) & (column == np.rint(column))))
         if len(bad):
             raise ValueError(f"{where} must hold whole numbers, found {column[bad[0]]} at row {bad[0]}")
