@@ -8,10 +8,11 @@
 | `.npz` | arrays `coords` (+ `offset`), `rgb`, `labels`, any other of one row per point |
 | `.npy` | a structured array, or plain: x y z / x y z intensity / x y z red green blue / as named by `columns` |
 | `.txt` `.csv` `.xyz` | as a first line names them, else as `.npy` |
-| `.bin` | KITTI: x y z remission; labels from `labels/NAME.label` beside `velodyne/`, or beside the file |
+| `.bin` | float32: KITTI's x y z remission, or as named by `columns`; labels from `io_kitti.label_path` |
 
 `red green blue` become `rgb` in 0..1 (8 or 16 bits by their highest value); a column `label`, `class`, `classification`
-(also with CloudCompare's `scalar_`) becomes the labels; other columns keep their name and dtype.
+(also with CloudCompare's `scalar_`) becomes the labels, NaN in it -1; `nx ny nz` (or `normal_x normal_y normal_z`)
+become `normal`; other columns keep their name and dtype.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ UNNAMED_COLUMNS = {
     4: ("x", "y", "z", "intensity"),
     6: ("x", "y", "z", "red", "green", "blue"),
 }
+#: Columns read as the feature `normal` where all three are there, compared as `LABEL_NAMES`; the first are written.
+NORMALS = (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"))
 _ALIASES = {
     "r": "red",
     "g": "green",
@@ -45,7 +47,8 @@ def cloud_from_columns(path: Path, columns: Mapping[str, np.ndarray]) -> PointCl
     Args:
         path: the file, for the name (stem) and for messages.
         columns: name -> (N,) array, or (N, k) for features without a meaning here. `x`, `y`, `z` are needed; `red`,
-            `green`, `blue` become `rgb`; the first of `LABEL_NAMES` becomes the labels; the rest keep name and dtype.
+            `green`, `blue` become `rgb`, one of `NORMALS` `normal`; the first of `LABEL_NAMES` becomes the labels; the
+            rest keep name and dtype.
 
     Raises:
         ValueError: missing coordinates, no points, NaN coordinates, or labels that are not whole numbers.
@@ -68,6 +71,11 @@ def cloud_from_columns(path: Path, columns: Mapping[str, np.ndarray]) -> PointCl
     features: dict[str, np.ndarray] = {}
     if all(channel in named for channel in ("red", "green", "blue")):
         features["rgb"] = unit_rgb(path, np.stack([named.pop(c) for c in ("red", "green", "blue")], axis=1))
+    plain = {_plain(name): name for name in named}
+    for axes in NORMALS:
+        if "normal" not in plain and all(axis in plain for axis in axes):
+            features["normal"] = np.stack([named.pop(plain[axis]) for axis in axes], axis=1).astype(np.float32)
+            break
     for key, column in named.items():
         features[key] = standard_dtype(key, np.ascontiguousarray(column))
     return replace(from_world(str(path), xyz, features, labels), name=path.stem)
@@ -99,8 +107,8 @@ def unit_rgb(path: Path, color: np.ndarray) -> np.ndarray:
 def columns_from_cloud(cloud: PointCloud) -> dict[str, np.ndarray]:
     """Columns of a cloud in writing order: x y z, red green blue, other features, label; all one-dimensional.
 
-    x, y, z are world coordinates in float64 where the cloud has an offset, else float32. Colours become uint8, (N, k)
-    features `name_0` ... `name_{k-1}`. `label` is int32 where the ids fit, else int64.
+    x, y, z are world coordinates in float64 where the cloud has an offset, else float32. Colours become uint8, `normal`
+    (N, 3) nx ny nz, other (N, k) features `name_0` ... `name_{k-1}`. `label` is int32 where the ids fit, else int64.
     """
     xyz = cloud.world() if cloud.offset.any() else cloud.coords
     columns = {axis: xyz[:, index] for index, axis in enumerate("xyz")}
@@ -110,7 +118,12 @@ def columns_from_cloud(cloud: PointCloud) -> dict[str, np.ndarray]:
     for key, column in cloud.features.items():
         if key == "rgb":
             continue
-        parts = {key: column} if column.ndim == 1 else {f"{key}_{i}": column[:, i] for i in range(column.shape[1])}
+        if column.ndim == 1:
+            parts = {key: column}
+        else:
+            is_normal = key == "normal" and column.shape[1] == 3
+            names = NORMALS[0] if is_normal else [f"{key}_{i}" for i in range(column.shape[1])]
+            parts = {name: column[:, i] for i, name in enumerate(names)}
         for name, part in parts.items():
             if name in columns or (cloud.labels is not None and name == "label"):
                 raise ValueError(f"{cloud.name}: feature '{name}' would be written under a name already in use")
