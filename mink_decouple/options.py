@@ -71,7 +71,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--smooth", choices=("none", "segments"), help="pool within segments (default: as the network was scored)"
     )
-    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text, .npy and .bin files")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
 
 
@@ -92,7 +92,7 @@ def view(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="what the window shows: prediction, error, ... (default: prediction)")
     parser.add_argument("--truth", type=Path, help="file of the same points whose labels are the truth")
     parser.add_argument("--classes", type=Path, help="names and colours: a classes.yaml or a checkpoint")
-    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text, .npy and .bin files")
     parser.add_argument("--points", type=int, help="most points of a page (default: 400,000)")
 
 
@@ -178,7 +178,7 @@ def init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of point clouds")
     parser.add_argument("--output", type=Path, default=Path(), help="where the two files go (default: here)")
     parser.add_argument("--name", help="of the files (default: that of the folder)")
-    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text and .npy files")
+    parser.add_argument("--columns", metavar="x,y,z,...", help="names of the columns of bare text, .npy and .bin files")
 
 
 def check(parser: argparse.ArgumentParser) -> None:

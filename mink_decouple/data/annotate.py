@@ -15,11 +15,10 @@ two columns it is refused. Points pass in blocks, except those of `.npz` and of 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,9 +27,10 @@ import numpy as np
 from mink_decouple.data.annotate_las import annotate_las
 from mink_decouple.data.annotate_tables import annotate_npy, annotate_npz, annotate_pcd, annotate_ply, annotate_text
 from mink_decouple.data.blocks import Block, Supply
-from mink_decouple.data.io_kitti import count_points
+from mink_decouple.data.io_columns import one_line
+from mink_decouple.data.io_kitti import CONFIDENCE, count_points, scan_columns
 
-LABELS, CONFIDENCE = ".label", ".confidence.npy"
+LABELS = ".label"
 
 _WRITERS: dict[str, Callable[[Path, Path, Supply], None]] = {
     ".las": annotate_las,
@@ -47,7 +47,9 @@ _WRITERS: dict[str, Callable[[Path, Path, Supply], None]] = {
 SUFFIXES = (*_WRITERS, ".bin")
 
 
-def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collection[int]) -> None:
+def annotate(
+    source: Path, target: Path, blocks: Iterable[Block], ids: Collection[int], columns: Sequence[str] | None = None
+) -> None:
     """Write `target`: the file `source` with what `blocks` say of its points. Nothing is seen before it is whole.
 
     Args:
@@ -56,6 +58,7 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
         blocks: the points in the order of the file, some at a time: (n,) int64 raw class ids and (n,) float32
             confidences in 0..1.
         ids: the raw ids that there are, which decide the column of a LAS file.
+        columns: names of the columns of a `.bin` file, see `io.read_cloud`.
 
     Raises:
         ValueError: unlike suffixes, `target` is `source`, more or fewer predictions than points, or a file of a layout
@@ -70,7 +73,7 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
     target.parent.mkdir(parents=True, exist_ok=True)
     supply = Supply(str(source), blocks, ids)
     if suffix == ".bin":
-        _annotate_bin(source, target, supply)
+        _annotate_bin(source, target, supply, columns)
         return
     # the suffix stays last: laspy compresses by it
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
@@ -82,14 +85,23 @@ def annotate(source: Path, target: Path, blocks: Iterable[Block], ids: Collectio
         temporary.unlink(missing_ok=True)
 
 
-def require_layout(source: Path, ids: Collection[int]) -> None:
+def require_layout(source: Path, ids: Collection[int], columns: Sequence[str] | None = None) -> None:
     """Refuse a file as `annotate` would for its layout, before anything is known of its points.
 
     Raises:
-        ValueError: as there.
+        ValueError: as there, or a file so damaged that its layout cannot be told.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Asked):
-        annotate(source, Path(folder) / source.name, _asked(), ids)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            annotate(source, Path(folder) / source.name, _asked(), ids, columns)
+        except _Asked:
+            pass
+        except MemoryError:
+            raise
+        except Exception as error:  # a dozen types, by the format and the place of the damage
+            if isinstance(error, ValueError) and str(source) in str(error):
+                raise
+            raise ValueError(f"{source}: damaged, or no {source.suffix} file: {one_line(error)}") from error
 
 
 class _Asked(Exception):
@@ -120,8 +132,8 @@ def side_file(target: Path, ending: str) -> Path:
     return target.with_name(target.stem + ending)
 
 
-def _annotate_bin(source: Path, target: Path, supply: Supply) -> None:
-    count = count_points(source)
+def _annotate_bin(source: Path, target: Path, supply: Supply, columns: Sequence[str] | None) -> None:
+    count = count_points(source, len(scan_columns(source, columns)))
     if not supply.within(0, 0xFFFF):
         raise ValueError(f"{source}: KITTI labels are 0..65535, the classes have other ids; write .npz instead")
     made = {place: place.with_name(f".{place.name}.{os.getpid()}.tmp") for place in outputs(target)}

@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from mink_decouple.data.blocks import Supply
+from mink_decouple.data.io_columns import first_of
+from mink_decouple.data.io_numpy import COORD_NAMES
 from mink_decouple.data.io_pcd import loaded
 from mink_decouple.data.io_text import head
 
@@ -92,6 +94,8 @@ def annotate_npy(source: Path, target: Path, supply: Supply) -> None:
         dtype = np.dtype([*((name, old.dtype[name]) for name in names[:kept]), *_our_fields("<")])
         new = np.lib.format.open_memmap(target, "w+", dtype, old.shape)
     else:
+        if old.ndim != 2:
+            raise ValueError(f"{source}: needs a row of numbers per point, found an array of {old.shape}")
         kept = old.shape[1]
         new = np.lib.format.open_memmap(
             target, "w+", np.result_type(old.dtype, np.float32), (len(old), old.shape[1] + 2)
@@ -110,7 +114,8 @@ def annotate_npz(source: Path, target: Path, supply: Supply) -> None:
     """Two more arrays."""
     with np.load(source, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files if name not in NAMES}
-    count = max(len(array) for array in arrays.values() if array.ndim)
+    key = first_of(arrays, COORD_NAMES)
+    count = max(len(array) for array in arrays.values() if array.ndim) if key is None else len(arrays[key])
     block = supply.take(count)
     ours = {"prediction": block.ids.astype(np.int32), "confidence": block.confidence}
     with target.open("wb") as stream:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mink_decouple.data.classes import Classes, classes_from_mapping, read_yaml
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io import SUFFIXES, read_cloud
+from mink_decouple.data.io import SUFFIXES, clouds_of, read_cloud
 
 CLASSES_FILE = "classes.yaml"
 
@@ -135,10 +135,7 @@ class FolderDataset:
 
 def _files(root: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        # Hidden files are unfinished writes and systems' own litter.
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in clouds_of(root):
         if path.stem in files:
             raise ValueError(
                 f"{root}: '{files[path.stem].name}' and '{path.name}' have the same stem; remove one of them"

@@ -8,10 +8,11 @@
 | `.npz` | arrays `coords` (+ `offset`), `rgb`, `labels`, any other of one row per point |
 | `.npy` | a structured array, or plain: x y z / x y z intensity / x y z red green blue / as named by `columns` |
 | `.txt` `.csv` `.xyz` | as a first line names them, else as `.npy` |
-| `.bin` | KITTI: x y z remission; labels from `labels/NAME.label` beside `velodyne/`, or beside the file |
+| `.bin` | float32: KITTI's x y z remission, or as named by `columns`; labels from `io_kitti.label_path` |
 
 `red green blue` become `rgb` in 0..1 (8 or 16 bits by their highest value); a column `label`, `class`, `classification`
-(also with CloudCompare's `scalar_`) becomes the labels; other columns keep their name and dtype.
+(also with CloudCompare's `scalar_`) becomes the labels, NaN in it -1; `nx ny nz` (or `normal_x normal_y normal_z`)
+become `normal`; other columns keep their name and dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io_kitti import label_path, read_bin, write_bin, write_label
+from mink_decouple.data.io_kitti import CONFIDENCE, label_path, read_bin, write_bin, write_label
 from mink_decouple.data.io_las import read_las, write_las
 from mink_decouple.data.io_numpy import read_arrays, read_npy, read_npz, write_npy, write_npz
 from mink_decouple.data.io_pcd import read_pcd, write_pcd
@@ -65,7 +66,7 @@ def read_cloud(path: str | Path, columns: Sequence[str] | None = None) -> PointC
 
     Args:
         path: a file with one of `SUFFIXES`.
-        columns: names of the columns of a text file or plain `.npy` array, for example
+        columns: names of the columns of a text file, plain `.npy` array or `.bin` file, for example
             `["x", "y", "z", "red", "green", "blue", "label"]`.
 
     Raises:
@@ -85,7 +86,19 @@ def read_cloud(path: str | Path, columns: Sequence[str] | None = None) -> PointC
             return read_text(path, columns)
         if suffix == ".npy":
             return read_npy(path, columns)
+        if suffix == ".bin":
+            return read_bin(path, columns)
     return _READERS[suffix](path)
+
+
+def clouds_of(folder: Path) -> list[Path]:
+    """The point clouds of a folder by their names, those of its sub-folders left out.
+
+    Hidden files are unfinished writes and systems' own litter. `NAME.confidence.npy` beside `NAME.bin` is no cloud.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    beside = {path.stem + CONFIDENCE for path in files if path.suffix.lower() == ".bin"}
+    return [path for path in files if not path.name.startswith(".") and path.name not in beside]
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
@@ -103,9 +116,9 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = None) -> None:
     """Write a point cloud with world coordinates, replacing `path` in one step; missing folders are made.
 
-    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`); `.label`
-    writes the labels alone. Colours have 8 bits (LAS 16, `.npz` float32), (N, k) features become k columns
-    (`.npz` and LAS keep them whole).
+    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`), which is
+    removed for a cloud without; `.label` writes the labels alone. Colours have 8 bits (LAS 16, `.npz` float32), (N, k)
+    features become k columns (`.npz` and LAS keep them whole), `normal` nx ny nz.
 
     Args:
         path: a file with one of `SUFFIXES`, or `.label`.
@@ -129,6 +142,8 @@ def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = N
     _replace(path, lambda target: _WRITERS[suffix](target, cloud))
     if suffix == ".bin" and cloud.labels is not None:
         _replace(label_path(path), lambda target: write_label(target, cloud))
+    elif suffix == ".bin":
+        label_path(path).unlink(missing_ok=True)  # those of another cloud
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

@@ -19,6 +19,7 @@ LABEL_NAMES = (
     "semantic",
     "semantic_label",
     "sem_label",
+    "sem_class",
     "class_id",
     "category",
 )
@@ -28,6 +29,8 @@ UNNAMED_COLUMNS = {
     4: ("x", "y", "z", "intensity"),
     6: ("x", "y", "z", "red", "green", "blue"),
 }
+#: Columns read as the feature `normal` where all three are there, compared as `LABEL_NAMES`; the first are written.
+NORMALS = (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"))
 _ALIASES = {
     "r": "red",
     "g": "green",
@@ -44,7 +47,8 @@ def cloud_from_columns(path: Path, columns: Mapping[str, np.ndarray]) -> PointCl
     Args:
         path: the file, for the name (stem) and for messages.
         columns: name -> (N,) array, or (N, k) for features without a meaning here. `x`, `y`, `z` are needed; `red`,
-            `green`, `blue` become `rgb`; the first of `LABEL_NAMES` becomes the labels; the rest keep name and dtype.
+            `green`, `blue` become `rgb`, one of `NORMALS` `normal`; the first of `LABEL_NAMES` becomes the labels; the
+            rest keep name and dtype.
 
     Raises:
         ValueError: missing coordinates, no points, NaN coordinates, or labels that are not whole numbers.
@@ -67,6 +71,11 @@ def cloud_from_columns(path: Path, columns: Mapping[str, np.ndarray]) -> PointCl
     features: dict[str, np.ndarray] = {}
     if all(channel in named for channel in ("red", "green", "blue")):
         features["rgb"] = unit_rgb(path, np.stack([named.pop(c) for c in ("red", "green", "blue")], axis=1))
+    plain = {_plain(name): name for name in named}
+    for axes in NORMALS:
+        if "normal" not in plain and all(axis in plain for axis in axes):
+            features["normal"] = np.stack([named.pop(plain[axis]) for axis in axes], axis=1).astype(np.float32)
+            break
     for key, column in named.items():
         features[key] = standard_dtype(key, np.ascontiguousarray(column))
     return replace(from_world(str(path), xyz, features, labels), name=path.stem)
@@ -98,8 +107,8 @@ def unit_rgb(path: Path, color: np.ndarray) -> np.ndarray:
 def columns_from_cloud(cloud: PointCloud) -> dict[str, np.ndarray]:
     """Columns of a cloud in writing order: x y z, red green blue, other features, label; all one-dimensional.
 
-    x, y, z are world coordinates in float64 where the cloud has an offset, else float32. Colours become uint8, (N, k)
-    features `name_0` ... `name_{k-1}`. `label` is int32 where the ids fit, else int64.
+    x, y, z are world coordinates in float64 where the cloud has an offset, else float32. Colours become uint8, `normal`
+    (N, 3) nx ny nz, other (N, k) features `name_0` ... `name_{k-1}`. `label` is int32 where the ids fit, else int64.
     """
     xyz = cloud.world() if cloud.offset.any() else cloud.coords
     columns = {axis: xyz[:, index] for index, axis in enumerate("xyz")}
@@ -109,7 +118,12 @@ def columns_from_cloud(cloud: PointCloud) -> dict[str, np.ndarray]:
     for key, column in cloud.features.items():
         if key == "rgb":
             continue
-        parts = {key: column} if column.ndim == 1 else {f"{key}_{i}": column[:, i] for i in range(column.shape[1])}
+        if column.ndim == 1:
+            parts = {key: column}
+        else:
+            is_normal = key == "normal" and column.shape[1] == 3
+            names = NORMALS[0] if is_normal else [f"{key}_{i}" for i in range(column.shape[1])]
+            parts = {name: column[:, i] for i, name in enumerate(names)}
         for name, part in parts.items():
             if name in columns or (cloud.labels is not None and name == "label"):
                 raise ValueError(f"{cloud.name}: feature '{name}' would be written under a name already in use")
@@ -151,11 +165,15 @@ def single(path: Path, key: str, column: np.ndarray) -> np.ndarray:
 
 
 def whole_numbers(column: np.ndarray, where: str) -> np.ndarray:
-    """Return `column` as int64; ValueError naming the first row where it is not a whole number."""
+    """Return labels as int64, NaN as -1; ValueError naming the first row where one is no whole number.
+
+    NaN is what CloudCompare writes for the points that a merged cloud without such a column brought in.
+    """
     column = np.asarray(column)
     if column.ndim != 1 or column.dtype.kind not in "biuf":
         raise ValueError(f"{where} must be one whole number per point, found {column.shape} {column.dtype}")
     if column.dtype.kind == "f":
+        column = np.where(np.isnan(column), -1, column)
         bad = np.flatnonzero(~(np.isfinite(column) & (column == np.rint(column))))
         if len(bad):
             raise ValueError(f"{where} must hold whole numbers, found {column[bad[0]]} at row {bad[0]}")
@@ -167,6 +185,8 @@ def unnamed_columns(path: Path, count: int, given: Sequence[str] | None) -> tupl
     if given is not None:
         if len(given) != count:
             raise ValueError(f"{path}: {count} columns, but {len(given)} names were given: {', '.join(given)}")
+        if len(set(given)) < len(given):
+            raise ValueError(f"{path}: columns repeat one name: {', '.join(given)}")
         return tuple(given)
     if count not in UNNAMED_COLUMNS:
         raise ValueError(

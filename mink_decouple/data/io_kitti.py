@@ -5,41 +5,64 @@ The low 16 bits of a label are the class, the high 16 bits the instance (semanti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mink_decouple.data.cloud import PointCloud, from_world
-from mink_decouple.data.io_columns import single
+from mink_decouple.data.cloud import PointCloud
+from mink_decouple.data.io_columns import cloud_from_columns, single, unnamed_columns
 
+COLUMNS = ("x", "y", "z", "remission")
+CONFIDENCE = ".confidence.npy"
+"""What follows the stem of a scan in the name of the confidences of its predicted labels."""
 _MAX_FLOAT32_METRES = 2.0**14
 
 
-def read_bin(path: Path) -> PointCloud:
-    """Read a scan, with labels where `label_path` exists; the feature is `remission`."""
-    table = read_points(path)
-    labels = None
+def read_bin(path: Path, columns: Sequence[str] | None = None) -> PointCloud:
+    """Read a scan of the columns of `scan_columns`, with labels where `label_path` exists."""
+    names = scan_columns(path, columns)
+    table = read_points(path, len(names))
+    cloud = cloud_from_columns(path, {name: table[:, index] for index, name in enumerate(names)})
     if label_path(path).is_file():
-        labels = read_label(label_path(path), len(table))
-    cloud = from_world(str(path), table[:, :3], {"remission": table[:, 3].copy()}, labels)
-    return replace(cloud, name=path.stem)
+        cloud = replace(cloud, labels=read_label(label_path(path), len(table)))
+    return cloud
 
 
-def count_points(path: Path) -> int:
-    """Points of a scan by its size. Raises ValueError for an empty file or a fraction of a point."""
+def scan_columns(path: Path, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the float32 numbers of a point: `given`, or x y z remission.
+
+    Raises:
+        ValueError: a repeated name, or none for a scan that by its name `*.pcd.bin` is one of nuScenes.
+    """
+    if given is not None:
+        return unnamed_columns(path, len(given), given)
+    if path.name.lower().endswith(".pcd.bin"):
+        raise ValueError(
+            f"{path}: a scan of nuScenes has other columns than x y z remission; name them "
+            "(--columns x,y,z,intensity,ring, or `columns` in the classes file)"
+        )
+    return COLUMNS
+
+
+def count_points(path: Path, width: int = len(COLUMNS)) -> int:
+    """Points of `width` numbers by the size of a scan. Raises ValueError for an empty file or a fraction of a point."""
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{path}: no points")
-    if size % 16:
-        raise ValueError(f"{path}: {size} bytes is not a whole number of 16-byte points; the file is truncated")
-    return size // 16
+    if size % (4 * width):
+        raise ValueError(
+            f"{path}: {size} bytes is not a whole number of {4 * width}-byte points; the file is truncated"
+            ", or has other columns"
+        )
+    return size // (4 * width)
 
 
-def read_points(path: Path) -> np.ndarray:
-    """(N, 4) float32 x y z remission, as in the file. Raises ValueError as `count_points`."""
-    count = count_points(path)
-    return np.fromfile(path, dtype="<f4", count=4 * count).reshape(-1, 4).astype(np.float32, copy=False)
+def read_points(path: Path, width: int = len(COLUMNS)) -> np.ndarray:
+    """(N, width) float32, as in the file; x y z remission. Raises ValueError as `count_points`."""
+    count = count_points(path, width)
+    return np.fromfile(path, dtype="<f4", count=width * count).reshape(-1, width).astype(np.float32, copy=False)
 
 
 def read_label(path: Path, count: int) -> np.ndarray:

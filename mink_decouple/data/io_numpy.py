@@ -21,7 +21,8 @@ from mink_decouple.data.io_columns import (
     whole_numbers,
 )
 
-_COORD_NAMES = ("coords", "coord", "xyz", "points", "pos")
+#: Arrays read as the coordinates, in order of precedence, compared in lower case.
+COORD_NAMES = ("coords", "coord", "xyz", "points", "pos")
 _COLOR_NAMES = ("rgb", "color", "colors", "colour")
 
 
@@ -42,12 +43,13 @@ def write_npy(path: Path, cloud: PointCloud) -> None:
     """Write a plain (N, 3) array, or a structured array with one field per column where there is more."""
     columns = columns_from_cloud(cloud)
     if len(columns) == 3:
-        np.save(path, np.stack(list(columns.values()), axis=1), allow_pickle=False)
-        return
-    table = np.empty(len(cloud), dtype=[(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
-    np.save(path, table, allow_pickle=False)
+        table = np.stack(list(columns.values()), axis=1)
+    else:
+        table = np.empty(len(cloud), dtype=[(name, column.dtype) for name, column in columns.items()])
+        for name, column in columns.items():
+            table[name] = column
+    with path.open("wb") as stream:  # by a name, NumPy appends a suffix that is not in lower case
+        np.save(stream, table, allow_pickle=False)
 
 
 def read_npz(path: Path) -> PointCloud:
@@ -59,7 +61,7 @@ def read_npz(path: Path) -> PointCloud:
     arrays = read_arrays(path)
     if isinstance(arrays, np.ndarray):
         raise ValueError(f"{path}: holds a single array; give it the suffix .npy")
-    key = first_of(arrays, _COORD_NAMES)
+    key = first_of(arrays, COORD_NAMES)
     if key is None:
         return cloud_from_columns(path, arrays)
     xyz = arrays.pop(key)

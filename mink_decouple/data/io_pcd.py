@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io_columns import cloud_from_columns, columns_from_cloud, one_line, portable
+from mink_decouple.data.io_columns import NORMALS, cloud_from_columns, columns_from_cloud, one_line, portable
 
 _HEADER_LINES, _LINE_BYTES = 100, 1 << 16
 
@@ -52,7 +52,7 @@ def loaded(path: Path) -> Any:
 
 
 def write_pcd(path: Path, cloud: PointCloud) -> None:
-    """Write every column in binary; colours as one packed `rgb` field, which PCL's viewers expect."""
+    """Write every column in binary; colours as one packed `rgb` field and normals by the names that PCL expects."""
     from pypcd4 import Encoding
     from pypcd4 import PointCloud as Pcd
 
@@ -60,6 +60,9 @@ def write_pcd(path: Path, cloud: PointCloud) -> None:
     if "rgb" in cloud.features:
         red, green, blue = (columns.pop(channel).astype(np.uint32) for channel in ("red", "green", "blue"))
         columns["rgb"] = red << 16 | green << 8 | blue
+    if "normal" in cloud.features:
+        names = dict(zip(*NORMALS, strict=True))
+        columns = {names.get(name, name): column for name, column in columns.items()}
     Pcd.from_points(list(columns.values()), list(columns), [column.dtype for column in columns.values()]).save(
         path, Encoding.BINARY
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from mink_decouple.data.adapters import Adapter
 from mink_decouple.data.manifest import (
@@ -217,17 +218,35 @@ def _alone(output: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the lock of a killed process is void."""
     path = output / LOCK
     with path.open("w") as file:
-        with suppress(ImportError):  # no such locks on this system
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except OSError:
-                held = False
-            if not held:  # or the lock was that of a process that ended in between
-                raise ValueError(f"{output}: another process prepares into this folder; wait for it") from None
+        locked = _lock(file)
+        # a process that ended in between has taken its file away, and with it the lock on it
+        if locked is False or (locked and not _is_at(file, path)):
+            raise ValueError(f"{output}: another process prepares into this folder; wait for it")
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if locked:  # before it is closed: afterwards it may be the lock of another process
+                path.unlink(missing_ok=True)
+    if not locked:
+        with suppress(OSError):  # another process has it open, which some systems refuse
+            path.unlink()
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """Whether the lock is ours now; None where system or file system have none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

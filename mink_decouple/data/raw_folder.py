@@ -38,7 +38,7 @@ class RawFolder:
     def __init__(self, root: Path, classes: str | None = None) -> None:
         self._folder = FolderDataset(root, classes)
         columns = self._folder.columns  # prepared files of other columns are never to be mixed
-        self.version = 1 if columns is None else 2 + zlib.crc32(" ".join(columns).encode())
+        self.version = 2 if columns is None else 3 + zlib.crc32(" ".join(columns).encode())
         self.root = self._folder.root
         self.classes = self._folder.classes
 

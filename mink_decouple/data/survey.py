@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io import SUFFIXES, read_cloud
+from mink_decouple.data.io import SUFFIXES, clouds_of, read_cloud
 from mink_decouple.data.neighbors import knn
 
 SAMPLE = 4000
@@ -46,7 +46,7 @@ def survey(folder: Path, columns: Sequence[str] | None = None) -> list[Look]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    files = clouds_of(folder)
     if not files:
         inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
         hint = f"; its sub-folders {', '.join(inside[:5])} are not looked into" if inside else ""

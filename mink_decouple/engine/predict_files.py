@@ -14,11 +14,12 @@ import torch
 
 from mink_decouple import config as configuration
 from mink_decouple.config import Config
-from mink_decouple.data.annotate import SUFFIXES, annotate, outputs, require_format, require_layout
+from mink_decouple.data.annotate import SUFFIXES, annotate, outputs, require_format, require_layout, side_file
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.classes import Classes
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io import read_cloud
+from mink_decouple.data.io import clouds_of, read_cloud
+from mink_decouple.data.io_kitti import CONFIDENCE
 from mink_decouple.data.io_las import LAS
 from mink_decouple.data.prepare import prepare as prepare_folder
 from mink_decouple.data.prepared import PreparedDataset
@@ -74,7 +75,7 @@ def predict_files(
         output: a file for one input file, else a folder that gets files of the same names.
         device: where to run.
         votes: augmented passes averaged; None for those the network was scored with.
-        columns: names of the columns of text files and plain `.npy` arrays.
+        columns: names of the columns of text files, plain `.npy` arrays and `.bin` files.
         overwrite: replace outputs that exist.
         smooth: `eval.smooth`; None for that which the network was scored with.
 
@@ -93,7 +94,7 @@ def predict_files(
     pairs = _pairs(inputs, output, overwrite)
     network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
     for source, _ in pairs:
-        require_layout(source, network.raw)
+        require_layout(source, network.raw, columns)
     for number, (source, target) in enumerate(pairs, 1):
         if len(pairs) > 1:
             say(f"[{number}/{len(pairs)}] {source.name}")
@@ -106,7 +107,7 @@ def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[
     files: list[Path] = []
     for given in inputs:
         if given.is_dir():
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            found = clouds_of(given)
             if not found:
                 raise ValueError(f"{given}: no point clouds; known suffixes: {', '.join(SUFFIXES)}")
             files += found
@@ -147,7 +148,7 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
                 counts[:] += np.bincount(ids[points], minlength=len(classes))
                 yield Block(raw[ids[points]], confidence[points])
 
-        annotate(source, target, blocks(), network.raw)
+        annotate(source, target, blocks(), network.raw, columns)
         scores = "" if cloud is None else _scores(network, source, cloud, scene, ids)
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)
@@ -170,7 +171,8 @@ def _scene(
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
-        raw = RawFile(source, network.classes, columns, wanted)
+        # heights of the file's own go before those that follow from the coordinates, as for a file in memory
+        raw = RawFile(source, network.classes, columns, wanted | ({"height"} & set(config.data.features)))
         prepare_folder(lambda root: raw, source.parent, Path(folder), workers=1)
         dataset = PreparedDataset(folder)
         _require(source, wanted, set(dataset.open(source.stem).features))
@@ -190,7 +192,8 @@ def _scores(network: Network, source: Path, cloud: PointCloud, scene: Scene, ids
     """A line of scores where the file has labels of these classes."""
     if cloud.labels is None:
         return ""
-    if source.suffix.lower() in LAS and "confidence" in cloud.features and "prediction" not in cloud.features:
+    las = source.suffix.lower() in LAS and "confidence" in cloud.features and "prediction" not in cloud.features
+    if las or (source.suffix.lower() == ".bin" and side_file(source, CONFIDENCE).is_file()):
         return "no score: the file's classification has a confidence beside it, so it is itself a prediction"
     try:
         truth = network.classes.encode(cloud.labels)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple import config as configuration
-from mink_decouple.data.annotate import CONFIDENCE, LABELS, side_file
+from mink_decouple.data.annotate import LABELS, side_file
 from mink_decouple.data.classes import Classes, default_palette, load_classes
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, read_table
-from mink_decouple.data.io_kitti import read_label
+from mink_decouple.data.io_kitti import CONFIDENCE, read_label
 from mink_decouple.data.io_las import LAS
 from mink_decouple.engine import checkpoint
 from mink_decouple.engine.export import load_network

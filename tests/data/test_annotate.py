@@ -253,6 +253,13 @@ def test_npz_keeps_every_array(tmp_path):
         np.testing.assert_array_equal(after["confidence"], sure)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_npz_of_fewer_points_than_numbers_in_its_offset(tmp_path, count):
+    write_cloud(tmp_path / "in.npz", PointCloud("in", np.eye(count, 3, dtype=np.float32)))
+    annotate(tmp_path / "in.npz", tmp_path / "out.npz", [Block(np.full(count, 3), np.ones(count, np.float32))], IDS)
+    assert read_cloud(tmp_path / "out.npz").features["prediction"].tolist() == [3] * count
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".xyz"])
 def test_text_keeps_every_number_as_it_was_written(tmp_path, suffix):
     source, target, ids, sure = made(tmp_path, suffix)
@@ -288,6 +295,18 @@ def test_a_kitti_scan_gets_its_labels_and_confidences_beside_it(tmp_path):
     assert target.read_bytes() == source.read_bytes()
     np.testing.assert_array_equal(np.fromfile(side_file(target, ".label"), "<u4"), ids)
     np.testing.assert_array_equal(np.load(side_file(target, ".confidence.npy")), sure)
+
+
+def test_a_scan_of_other_columns_is_annotated_by_their_number(tmp_path):
+    columns = ("x", "y", "z", "intensity", "ring")
+    np.arange(4 * 5, dtype="<f4").tofile(tmp_path / "in.pcd.bin")
+    told = [Block(np.array([3, 0, 7, 3]), np.ones(4, np.float32))]
+    require_layout(tmp_path / "in.pcd.bin", IDS, columns)
+    annotate(tmp_path / "in.pcd.bin", tmp_path / "out.pcd.bin", told, IDS, columns)
+    assert np.load(tmp_path / "out.pcd.confidence.npy").shape == (4,)
+    assert read_cloud(tmp_path / "out.pcd.bin", columns).labels.tolist() == [3, 0, 7, 3]
+    with pytest.raises(ValueError, match=r"in\.pcd\.bin: a scan of nuScenes has other columns"):
+        require_layout(tmp_path / "in.pcd.bin", IDS)
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".bin", ".npy")])

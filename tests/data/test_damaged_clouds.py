@@ -1,6 +1,7 @@
 """Damaged clouds of every format: refused in one line that names the file, or read; no crash, no hang, no flood."""
 
 import random
+import re
 import struct
 import time
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from damage import damaged
 
+from mink_decouple.data.annotate import require_layout
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, write_cloud
 from mink_decouple.data.io_las import las_chunks
@@ -41,6 +43,43 @@ def test_a_damaged_cloud_is_refused_or_read(tmp_path, suffix):
         assert np.isfinite(cloud.coords).all() and len(cloud) <= 70
     assert refused > 60
     assert time.monotonic() - begin < 60, "a hang; each of them takes milliseconds"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_layout_of_a_damaged_cloud_is_refused_or_known(tmp_path, suffix):
+    if suffix in ("las", "laz"):
+        pytest.importorskip("laspy")
+    original, rng = sound(tmp_path / f"sound.{suffix}"), random.Random(suffix)
+    broken, refused = tmp_path / f"broken.{suffix}", 0
+    for _ in range(100):
+        broken.write_bytes(damaged(original, rng))
+        try:
+            require_layout(broken, (0, 3, 7))
+        except ValueError as error:
+            refused += 1
+            assert str(broken) in str(error) and "\n" not in str(error)
+    assert refused
+
+
+def odd_files(folder):
+    """Files that no parser of their format takes, each of its own kind."""
+    np.save(folder / "flat.npy", np.arange(9.0))
+    np.save(folder / "objects.npy", np.array([{}, {}], dtype=object))
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "damaged.npz").write_bytes(b"PK\3\4 and no more")
+    head = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 1\nHEIGHT 1\nPOINTS {}\nDATA {}\n"
+    (folder / "cut.pcd").write_text(head.format("1", "binary_compressed"))
+    (folder / "words.pcd").write_text(head.format("abc", "ascii"))
+    (folder / "words.ply").write_text("ply\nformat ascii 1.0\nelement vertex abc\nproperty float x\nend_header\n0\n")
+    return sorted(folder.iterdir())
+
+
+def test_odd_files_are_refused_in_a_line_that_names_them(tmp_path):
+    files = odd_files(tmp_path)
+    assert len(files) == 7
+    for path in files:
+        with pytest.raises(ValueError, match="^" + re.escape(str(path)) + r": [^\n]+$"):
+            require_layout(path, (0, 3, 7))
 
 
 def set_bytes(data, place, form, value):

@@ -10,7 +10,8 @@ import pytest
 from mink_decouple.data.classes import Classes, default_palette
 from mink_decouple.data.cloud import PointCloud, from_world
 from mink_decouple.data.folder import FolderDataset
-from mink_decouple.data.io import write_cloud
+from mink_decouple.data.io import clouds_of, write_cloud
+from mink_decouple.data.survey import survey
 
 YAML = """
 classes:
@@ -31,6 +32,21 @@ def _folder(root: Path, yaml: str = YAML) -> Path:
     (root / "classes.yaml").write_text(yaml, encoding="utf-8")
     (root / "notes.md").write_text("not a cloud", encoding="utf-8")
     return root
+
+
+def test_confidences_beside_a_scan_are_no_cloud(tmp_path: Path) -> None:
+    """What `predict` writes; of other files of that name nothing is known."""
+    for name in ("1.bin", "2.BIN"):
+        np.zeros((3, 4), "<f4").tofile(tmp_path / name)
+    for name in ("1", "2", "3"):
+        np.save(tmp_path / f"{name}.confidence.npy", np.zeros((3, 3)))
+    np.save(tmp_path / ".hidden.npy", np.zeros((3, 3)))
+    (tmp_path / "folder.npy").mkdir()
+    names = ["1.bin", "2.BIN", "3.confidence.npy"]
+    assert [path.name for path in clouds_of(tmp_path)] == names
+    (tmp_path / "classes.yaml").write_text("classes: [all]\n")
+    assert [path.name for path in FolderDataset(tmp_path).files.values()] == names
+    assert [one.path.name for one in survey(tmp_path)] == names
 
 
 def test_scenes_and_train_ids_of_mixed_files(tmp_path: Path) -> None:

@@ -97,15 +97,27 @@ def test_npz_gives_back_every_array_bit_for_bit(tmp_path: Path) -> None:
 
 def test_wide_features_become_numbered_columns(tmp_path: Path) -> None:
     cloud = PointCloud(
-        "a", np.zeros((4, 3), np.float32), features={"normal": np.arange(12, dtype=np.float32).reshape(4, 3)}
+        "a", np.zeros((4, 3), np.float32), features={"field": np.arange(12, dtype=np.float32).reshape(4, 3)}
     )
     write_cloud(tmp_path / "a.ply", cloud)
-    assert set(read_cloud(tmp_path / "a.ply").features) == {"normal_0", "normal_1", "normal_2"}
+    assert set(read_cloud(tmp_path / "a.ply").features) == {"field_0", "field_1", "field_2"}
     write_cloud(tmp_path / "a.las", cloud)
-    np.testing.assert_array_equal(read_cloud(tmp_path / "a.las").features["normal"], cloud.features["normal"])
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.las").features["field"], cloud.features["field"])
 
 
-@pytest.mark.parametrize("name", ["label", "class", "Classification", "scalar_Label", "scalar_Classification"])
+@pytest.mark.parametrize("suffix", WITH_COLUMNS)
+def test_normals_stay_one_feature(suffix: str, tmp_path: Path) -> None:
+    """Only so are they turned with the cloud."""
+    normal = np.array([[0, 0, 1], [0.6, 0, 0.8], [1, 0, 0]], np.float32)
+    write_cloud(tmp_path / f"a{suffix}", PointCloud("a", np.eye(3, dtype=np.float32), features={"normal": normal}))
+    again = read_cloud(tmp_path / f"a{suffix}").features["normal"]
+    assert again.dtype == np.float32
+    np.testing.assert_array_equal(again, normal)
+
+
+@pytest.mark.parametrize(
+    "name", ["label", "class", "Classification", "scalar_Label", "scalar_Classification", "sem_class"]
+)
 def test_label_columns_of_other_tools_are_found(name: str, tmp_path: Path) -> None:
     plyfile = pytest.importorskip("plyfile")
     table = np.zeros(3, dtype=[("x", "f8"), ("y", "f8"), ("z", "f8"), (name, "f4")])
@@ -283,6 +295,24 @@ def test_kitti_scan_and_labels_lie_in_sibling_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.coords, cloud.coords)
     np.testing.assert_array_equal(again.features["remission"], cloud.features["remission"])
     np.testing.assert_array_equal(again.labels, cloud.labels)
+
+
+def test_a_scan_of_other_columns_is_read_by_their_names(tmp_path: Path) -> None:
+    path, names = tmp_path / "a.pcd.bin", ["x", "y", "z", "intensity", "ring"]
+    table = np.array([[1, 2, 3, 0.5, 7], [4, 5, 6, 0.25, 9]], "<f4")
+    table.tofile(path)
+    cloud = read_cloud(path, names)
+    np.testing.assert_array_equal(cloud.coords, table[:, :3])
+    np.testing.assert_array_equal(cloud.features["intensity"], table[:, 3])
+    np.testing.assert_array_equal(cloud.features["ring"], table[:, 4])
+    np.array([3, 4], "<u4").tofile(label_path(path))
+    assert read_cloud(path, names).labels.tolist() == [3, 4]
+    with pytest.raises(ValueError, match=r"a\.pcd\.bin: a scan of nuScenes has other columns .*name them"):
+        read_cloud(path)
+    with pytest.raises(ValueError, match="40 bytes is not a whole number of 12-byte points"):
+        read_cloud(path, ["x", "y", "z"])
+    with pytest.raises(ValueError, match="columns repeat one name"):
+        read_cloud(path, ["x", "y", "z", "ring", "ring"])
 
 
 def test_kitti_mistakes_are_named(tmp_path: Path) -> None:

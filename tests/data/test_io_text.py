@@ -72,3 +72,27 @@ def test_broken_text_is_named_with_line_and_content(text: str, message: str, tmp
     with pytest.raises(ValueError, match=message) as caught:
         read_cloud(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names", ["nx ny nz", "Nz Nx Ny", "normal_x normal_y normal_z", "scalar_nx scalar_ny scalar_nz"]
+)
+def test_normals_of_other_tools_are_found(names: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"x y z {names} curvature\n1 2 3 0 0.6 0.8 9\n", encoding="utf-8")
+    features = read_cloud(tmp_path / "a.txt").features
+    assert set(features) == {"normal", "curvature"}
+    expected = [0.6, 0.8, 0] if names[0] == "N" else [0, 0.6, 0.8]
+    np.testing.assert_array_equal(features["normal"], np.array([expected], np.float32))
+    (tmp_path / "b.txt").write_text("x y z nx ny\n1 2 3 0 1\n", encoding="utf-8")
+    assert set(read_cloud(tmp_path / "b.txt").features) == {"nx", "ny"}
+
+
+def test_points_without_a_label_column_of_their_own_have_no_label(tmp_path: Path) -> None:
+    """NaN is what CloudCompare writes for them."""
+    (tmp_path / "a.csv").write_text("x,y,z,scalar_Label\n0,0,0,3\n0,0,0,nan\n", encoding="utf-8")
+    np.savez(tmp_path / "a.npz", coords=np.zeros((2, 3)), labels=np.array([3, np.nan], np.float32))
+    for name in ("a.csv", "a.npz"):
+        assert read_cloud(tmp_path / name).labels.tolist() == [3, -1]
+    (tmp_path / "a.csv").write_text("x,y,z,label\n0,0,0,nan\n0,0,0,inf\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.csv: column 'label' must hold whole numbers, found inf at row 1"):
+        read_cloud(tmp_path / "a.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -211,6 +212,19 @@ def test_two_processes_do_not_prepare_into_one_folder(download, prepared):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process prepares into this folder"):
             prepare(FakeRaw, download, prepared, workers=1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_prepared_into(tmp_path, download, prepared, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl", reason="no such locks on this system")
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    prepare(FakeRaw, download, tmp_path / "out", workers=1)
+    assert files(tmp_path / "out") == files(prepared)
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_scenes_that_another_process_adds_before_the_lock_is_held_are_kept(tmp_path, download, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mink_decouple.cli import main
+from mink_decouple.data.classes import load_classes
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, write_cloud
 from mink_decouple.engine import predict, predict_files
@@ -141,6 +143,20 @@ def test_kitti_scans_of_a_folder(make_config, tmp_path, trained):
     assert set(np.fromfile(tmp_path / "out" / "1.label", "<u4")) <= set(RAW)
 
 
+def test_a_prediction_of_a_kitti_scan_is_neither_a_cloud_nor_truth(make_config, folder, tmp_path):
+    scan, out = tmp_path / "in" / "1.bin", tmp_path / "out"
+    write_cloud(scan, replace(read_cloud(folder / "c.npz"), features={}))
+    config = make_config(data={"features": ["height"]})
+    network = predict_files.Network(None, config, load_classes(folder / "classes.yaml"), CPU)
+    cloud, found = read_cloud(scan), np.zeros(400, np.int64)
+    with predict_files._scene(network, scan, out, None) as (scene, _):
+        assert "mIoU" in predict_files._scores(network, scan, cloud, scene, found)
+        np.save(tmp_path / "in" / "1.confidence.npy", np.ones(400, np.float32))
+        said = predict_files._scores(network, scan, cloud, scene, found)
+    assert said.startswith("no score: ") and said.endswith("so it is itself a prediction")
+    assert predict_files._pairs([tmp_path / "in"], out, False) == [(scan, out / "1.bin")]
+
+
 @pytest.mark.parametrize("suffix", [".las", ".laz"])
 def test_a_streamed_file_is_that_in_memory_to_the_byte(make_config, folder, tmp_path, trained, monkeypatch, suffix):
     laspy = pytest.importorskip("laspy")
@@ -157,6 +173,20 @@ def test_a_streamed_file_is_that_in_memory_to_the_byte(make_config, folder, tmp_
     assert held.points.array.tobytes() == streamed.points.array.tobytes()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted([f"c{suffix}", f"held{suffix}", f"streamed{suffix}"])
+
+
+def test_heights_that_a_file_has_go_before_those_of_its_points(make_config, folder, tmp_path, monkeypatch):
+    """In memory and streamed, as in training."""
+    pytest.importorskip("laspy")
+    cloud = read_cloud(folder / "c.npz")
+    height = {"height": np.linspace(5, 6, len(cloud), dtype=np.float32)}
+    write_cloud(tmp_path / "c.las", replace(cloud, features={**cloud.features, **height}))
+    network = predict_files.Network(None, make_config(), load_classes(folder / "classes.yaml"), CPU)
+    for held in (len(cloud) + 1, 0):
+        monkeypatch.setattr(predict_files, "HELD_POINTS", held)
+        with predict_files._scene(network, tmp_path / "c.las", tmp_path / "out.las", None) as (scene, _):
+            found = scene.grid.features["height"]
+            assert found.min() >= 5 and found.max() <= 6
 
 
 def test_tiles_with_their_surroundings_are_the_whole(make_config, folder, tmp_path, trained, monkeypatch):
