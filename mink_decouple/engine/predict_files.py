@@ -31,7 +31,7 @@ from mink_decouple.engine.export import load_network
 from mink_decouple.engine.memory import named_settings
 from mink_decouple.engine.predict import decide
 from mink_decouple.engine.scenes import Scene, load_scene, prepare
-from mink_decouple.metrics import ConfusionMatrix
+from mink_decouple.metrics import ConfusionMatrix, table
 from mink_decouple.models.segmenter import Segmenter
 
 HELD_POINTS = 4_000_000
@@ -95,10 +95,20 @@ def predict_files(
     network = Network(restore(state, config, device), config, checkpoint.classes_of(state), device)
     for source, _ in pairs:
         require_layout(source, network.raw, columns)
+    scored: list[ConfusionMatrix] = []
     for number, (source, target) in enumerate(pairs, 1):
         if len(pairs) > 1:
             say(f"[{number}/{len(pairs)}] {source.name}")
-        _predict_file(network, source, target, columns)
+        matrix = _predict_file(network, source, target, columns)
+        if matrix is not None:
+            scored.append(matrix)
+    if scored:
+        total = ConfusionMatrix(len(network.classes))
+        for matrix in scored:
+            total.merge(matrix)
+        files = f"{len(scored)} of {len(pairs)} files" if len(pairs) > 1 else "the file"
+        say(f"IoU against the labels of {files}, in percent:")
+        say(table(network.classes.names, {"": total}))
     return [target for _, target in pairs]
 
 
@@ -135,7 +145,10 @@ def _pairs(inputs: Sequence[Path], output: Path, overwrite: bool) -> list[tuple[
     return pairs
 
 
-def _predict_file(network: Network, source: Path, target: Path, columns: Sequence[str] | None) -> None:
+def _predict_file(
+    network: Network, source: Path, target: Path, columns: Sequence[str] | None
+) -> ConfusionMatrix | None:
+    """Write the prediction of one file; returns the scores where it has labels of these classes."""
     config, classes, started = network.config, network.classes, time.perf_counter()
     with _scene(network, source, target, columns) as (scene, cloud):
         with named_settings(config, training=False):
@@ -149,12 +162,13 @@ def _predict_file(network: Network, source: Path, target: Path, columns: Sequenc
                 yield Block(raw[ids[points]], confidence[points])
 
         annotate(source, target, blocks(), network.raw, columns)
-        scores = "" if cloud is None else _scores(network, source, cloud, scene, ids)
+        scores = None if cloud is None else _scores(network, source, cloud, scene, ids)
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)
     say(f"{target}: {points:,} points in {seconds:.0f} s; " + ", ".join(f"{n} {100 * s:.1f} %" for s, n in share if s))
-    if scores:
-        say(scores)
+    if scores is not None:
+        say(f"against the labels that the file has: mIoU {100 * scores.miou:.1f}")
+    return scores
 
 
 @contextmanager
@@ -188,22 +202,21 @@ def _require(source: Path, wanted: set[str], found: set[str]) -> None:
         )
 
 
-def _scores(network: Network, source: Path, cloud: PointCloud, scene: Scene, ids: np.ndarray) -> str:
-    """A line of scores where the file has labels of these classes."""
+def _scores(network: Network, source: Path, cloud: PointCloud, scene: Scene, ids: np.ndarray) -> ConfusionMatrix | None:
+    """Of a file with labels of these classes that are no prediction themselves; None of another one."""
     if cloud.labels is None:
-        return ""
+        return None
     las = source.suffix.lower() in LAS and "confidence" in cloud.features and "prediction" not in cloud.features
     if las or (source.suffix.lower() == ".bin" and side_file(source, CONFIDENCE).is_file()):
-        return "no score: the file's classification has a confidence beside it, so it is itself a prediction"
+        say(f"{source.name}: no score, its classification has a confidence beside it and so is itself a prediction")
+        return None
     try:
         truth = network.classes.encode(cloud.labels)
     except ValueError:
-        return ""  # labels of other classes: nothing to compare with
+        return None  # labels of other classes: nothing to compare with
     matrix = ConfusionMatrix(len(network.classes))
     begin = 0
     for points in scene.point_blocks():
         matrix.update(ids[points], truth[begin : begin + len(points)])
         begin += len(points)
-    if not matrix.points:
-        return ""  # all of ignored classes
-    return f"against the labels that the file has: mIoU {100 * matrix.miou:.1f}"
+    return matrix if matrix.points else None  # None where all are of ignored classes

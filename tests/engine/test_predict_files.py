@@ -143,17 +143,17 @@ def test_kitti_scans_of_a_folder(make_config, tmp_path, trained):
     assert set(np.fromfile(tmp_path / "out" / "1.label", "<u4")) <= set(RAW)
 
 
-def test_a_prediction_of_a_kitti_scan_is_neither_a_cloud_nor_truth(make_config, folder, tmp_path):
+def test_a_prediction_of_a_kitti_scan_is_neither_a_cloud_nor_truth(make_config, folder, tmp_path, capsys):
     scan, out = tmp_path / "in" / "1.bin", tmp_path / "out"
     write_cloud(scan, replace(read_cloud(folder / "c.npz"), features={}))
     config = make_config(data={"features": ["height"]})
     network = predict_files.Network(None, config, load_classes(folder / "classes.yaml"), CPU)
     cloud, found = read_cloud(scan), np.zeros(400, np.int64)
     with predict_files._scene(network, scan, out, None) as (scene, _):
-        assert "mIoU" in predict_files._scores(network, scan, cloud, scene, found)
+        assert predict_files._scores(network, scan, cloud, scene, found) is not None
         np.save(tmp_path / "in" / "1.confidence.npy", np.ones(400, np.float32))
-        said = predict_files._scores(network, scan, cloud, scene, found)
-    assert said.startswith("no score: ") and said.endswith("so it is itself a prediction")
+        assert predict_files._scores(network, scan, cloud, scene, found) is None
+    assert capsys.readouterr().out.strip().endswith("so is itself a prediction")
     assert predict_files._pairs([tmp_path / "in"], out, False) == [(scan, out / "1.bin")]
 
 
@@ -286,6 +286,27 @@ def test_a_layout_without_room_is_told_before_the_first_file(
     assert not (tmp_path / "out").exists()
 
 
+def test_files_with_labels_are_scored_class_by_class_as_one(make_config, folder, tmp_path, trained, capsys):
+    clouds = tmp_path / "clouds"
+    clouds.mkdir()
+    truth, found = [], []
+    for name in "bcd":
+        cloud = read_cloud(folder / f"{name.replace('d', 'c')}.npz")
+        write_cloud(clouds / f"{name}.ply", replace(cloud, labels=None) if name == "d" else cloud)
+    assert run(clouds, "--checkpoint", checkpoint(trained(make_config)), "--output", tmp_path / "out") == 0
+    for name in "bc":
+        truth.append(read_cloud(clouds / f"{name}.ply").labels)
+        found.append(read_cloud(tmp_path / "out" / f"{name}.ply").features["prediction"])
+    head, rows = capsys.readouterr().out.split("IoU against the labels of 2 of 3 files, in percent:")
+    assert head.count("against the labels that the file has") == 2
+    scores = dict(line.split() for line in rows.splitlines() if len(line.split()) == 2)
+    truth, found = np.concatenate(truth), np.concatenate(found).astype(int)
+    assert scores["mIoU"] == f"{100 * miou(truth, found):.1f}"
+    known = truth > 0
+    both, either = (known & (truth == 1) & (found == 1)).sum(), (known & ((truth == 1) | (found == 1))).sum()
+    assert scores["floor"] == f"{100 * both / either:.1f}"
+
+
 def test_no_score_of_labels_that_are_all_ignored(make_config, folder, tmp_path, trained, capsys):
     with np.load(folder / "c.npz") as source:
         np.savez(tmp_path / "c.npz", **{**source, "label": np.zeros_like(source["label"])})
@@ -304,7 +325,7 @@ def test_a_prediction_in_a_las_file_is_no_truth(make_config, folder, tmp_path, t
     assert "against the labels that the file has: mIoU" in capsys.readouterr().out
     assert run(tmp_path / "once.las", *network, "--output", tmp_path / "twice.las") == 0
     said = capsys.readouterr().out
-    assert "no score: " in said and "mIoU" not in said
+    assert "once.las: no score, " in said and "mIoU" not in said
 
 
 def test_the_lines_of_the_page_predict_from_python(make_config, folder, tmp_path, trained):
