@@ -33,8 +33,8 @@ def place(tmp_path_factory):
     for name in "ab":
         write_cloud(root / "odd_ids" / f"{name}.ply", room([1, 2, 9]))
     (root / "odd_ids" / "classes.yaml").write_text(CLASSES + "splits: {train: [a], val: [b]}\n")
-    write_cloud(root / "one_tile" / "tile.laz", room([2, 6]))
-    tile = (root / "one_tile" / "tile.laz").read_bytes()
+    write_cloud(root / "bare" / "tile.laz", room([0]))
+    tile = (root / "bare" / "tile.laz").read_bytes()
     (root / "cut.laz").write_bytes(tile[: len(tile) // 2])
     write_cloud(root / "grey.ply", PointCloud("grey", rng.random((50, 3), dtype=np.float32)))
     rgb = np.full((50, 3), 0.5, np.float32)

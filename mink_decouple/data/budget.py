@@ -148,8 +148,8 @@ def draw(
     """Draw a label set.
 
     Chance depends on (seed, scene name) only: the draw of a scene is the same whatever the other scenes are.
-    (``scans:R%`` takes the lowest-ranked share of the scenes by such a draw; another scene may displace one at the
-    threshold.)
+    (``scans:R%`` takes the lowest-ranked share of the labelled scenes by such a draw; another scene may displace one at
+    the threshold.) Nothing is drawn from a scene without labels.
 
     Args:
         names: scene names, without duplicates.
@@ -163,8 +163,8 @@ def draw(
             that class in its cell (the protocol of PSD and its successors); ``raw`` counts and chooses raw points.
 
     Raises:
-        ValueError: no or duplicate names, unknown ``unit``, a ``file`` budget, a list that lacks a scene or names
-            points outside it, or a scene without labels or with an unknown class id.
+        ValueError: no or duplicate names, unknown ``unit``, a ``file`` budget, a list that lacks a labelled scene or
+            names points outside one, or a scene with an unknown class id.
     """
     if unit not in UNITS:
         raise ValueError(f"label unit {unit!r}: choose one of {', '.join(UNITS)}")
@@ -175,14 +175,21 @@ def draw(
     if budget.kind == "list":
         lists = read_lists(budget.path)
         meta = {"budget": budget.text, "seed": int(seed), "unit": "raw"}
-        return collect(names, load, lambda cloud, _: listed_points(lists, cloud, str(budget.path)), classes, meta)
+
+        def listed(cloud: PointCloud, grid: GridCloud) -> np.ndarray:
+            if cloud.labels is None and cloud.name not in lists:
+                return np.empty(0, np.int64)
+            return listed_points(lists, cloud, str(budget.path))
+
+        return collect(names, load, listed, classes, meta)
     chosen = set(names)
     if budget.kind == "scans":
-        ranked = sorted(chosen, key=lambda name: (_generator(seed, name, "scan").random(), name))
+        labelled = [name for name in chosen if load(name)[0].labels is not None]
+        ranked = sorted(labelled, key=lambda name: (_generator(seed, name, "scan").random(), name))
         chosen = set(ranked[: max(int(budget.amount * len(ranked)), 1)])
 
     def choose(cloud: PointCloud, grid: GridCloud) -> np.ndarray:
-        if cloud.name not in chosen:
+        if cloud.labels is None or cloud.name not in chosen:
             return np.empty(0, np.int64)
         return _draw_scene(cloud, grid, budget, unit, _generator(seed, cloud.name, "points"))
 
@@ -200,15 +207,15 @@ def collect(
 
     Args:
         names: scene names, without duplicates.
-        load: name -> the raw cloud with its true labels (train ids, -1 ignored) and its grid cloud, both named so.
+        load: name -> the raw cloud with its true labels (train ids, -1 ignored; None as if all were) and its grid
+            cloud, both named so.
         choose: cloud, grid -> raw point indices in any order; points without a true label are left out, and their
             number is kept as ``ignored_points`` where there are any.
         classes: class names in train-id order.
         meta: ``budget``, ``seed`` and ``unit``; the counts are added.
 
     Raises:
-        ValueError: no or duplicate names, a scene without labels or with an unknown class id, or scenes of different
-            grids.
+        ValueError: no or duplicate names, a scene with an unknown class id, or scenes of different grids.
     """
     if not names or len(set(names)) != len(names):
         raise ValueError(
@@ -222,14 +229,13 @@ def collect(
         cloud, grid = load(name)
         if (cloud.name, grid.name) != (name, name):
             raise ValueError(f"scene {name}: loads as {cloud.name!r} with grid {grid.name!r}; names must agree")
-        if cloud.labels is None or grid.labels is None:
-            raise ValueError(f"scene {name}: has no labels to draw from")
-        if cloud.labels.max(initial=-1) >= len(classes):
-            raise ValueError(f"scene {name}: train id {cloud.labels.max()} is outside the {len(classes)} classes")
+        truth = np.full(len(cloud), -1, np.int64) if cloud.labels is None else cloud.labels
+        if truth.max(initial=-1) >= len(classes):
+            raise ValueError(f"scene {name}: train id {truth.max()} is outside the {len(classes)} classes")
         drawn = np.unique(choose(cloud, grid)).astype(np.int64)
-        ignored += int((cloud.labels[drawn] < 0).sum())
-        drawn = drawn[cloud.labels[drawn] >= 0]
-        index[name], label[name] = drawn, cloud.labels[drawn]
+        ignored += int((truth[drawn] < 0).sum())
+        drawn = drawn[truth[drawn] >= 0]
+        index[name], label[name] = drawn, truth[drawn]
         raw_points, grid_points = raw_points + len(cloud), grid_points + len(grid)
         sizes.add(grid.size)
         grid_counts += class_counts(_visible(drawn, label[name], grid, len(classes)), len(classes))
@@ -260,7 +266,7 @@ def _generator(seed: int, name: str, purpose: str) -> np.random.Generator:
 
 def _draw_scene(cloud: PointCloud, grid: GridCloud, budget: Budget, unit: str, rng: np.random.Generator) -> np.ndarray:
     labels = cloud.labels
-    assert labels is not None and grid.labels is not None  # collect() has refused such a scene
+    assert labels is not None and grid.labels is not None  # nothing is drawn from another
     truth = grid.labels if unit == "grid" else labels
     pool = np.flatnonzero(truth >= 0)
     if budget.kind in ("full", "scans"):

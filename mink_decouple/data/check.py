@@ -22,7 +22,7 @@ SMALL_METRES = 0.2
 """Longest side of a scene that is no scene in metres."""
 
 _DERIVED = {"log_intensity": "intensity"}
-_FREE = ("xyz", "one", "height", "height_wide")
+_FREE = ("xyz", "one", "offset", "height", "height_wide")
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,11 @@ def _grid(stats: SceneStats, wanted: Wanted) -> Iterator[Finding]:
 def _labels(stats: SceneStats, split: str, wanted: Wanted) -> Iterator[Finding]:
     used = [name for name in (wanted.train, wanted.scored) if split == name]
     if stats.labelled is None:
-        if wanted.scored in used or (used and not wanted.labels_in_file):
+        if wanted.scored in used:
             found = f"no labels, but it is in the split '{split}'"
             yield Finding("error", "unlabelled", stats.name, found, "leave it out, or add its labels")
+        elif used and not wanted.labels_in_file:
+            yield Finding("note", "unlabelled", stats.name, "no labels", "its points can only get pseudo-labels")
         return
     if stats.strange:
         found = f"{stats.strange:,} points have a train id outside -1..{len(stats.labelled) - 1}"
@@ -159,7 +161,10 @@ def _labels(stats: SceneStats, split: str, wanted: Wanted) -> Iterator[Finding]:
     share = stats.ignored / stats.points
     if used and not stats.labelled.any():
         found = "not one point has a class"
-        yield Finding("warning", "ignored", stats.name, found, "it trains and scores nothing; see the ignored ids")
+        advice = "it scores nothing; see the ignored ids"
+        if wanted.scored not in used:
+            advice = "it gives no labels; its points can only get pseudo-labels"
+        yield Finding("warning", "ignored", stats.name, found, advice)
     elif share >= 0.5:
         yield Finding(
             "note", "ignored", stats.name, f"{share:.0%} of the points are ignored", "see the ignored ids if unmeant"

@@ -49,6 +49,9 @@ def _class_findings(splits: Splits, classes: Sequence[str], wanted: Wanted) -> I
     for split in dict.fromkeys((wanted.train, wanted.scored)):
         scenes = [scene for scene in splits.get(split, ()) if scene.labelled is not None]
         if not scenes:
+            if splits.get(split) and split == wanted.train and not wanted.labels_in_file:
+                advice = "add some, or name a label file (labels.budget)"
+                yield Finding("error", "unlabelled", "", f"no scene of '{split}' has labels", advice)
             continue
         counts = class_counts(scenes, len(classes))
         missing = ", ".join(name for name, count in zip(classes, counts) if count == 0)

@@ -56,13 +56,24 @@ def planar_spacing(coords: np.ndarray, cell: float = 10.0) -> float:
     return cell * float(np.sqrt(len(occupied) / len(coords)))
 
 
+def default_cell(coords: np.ndarray, times: float = 1.0) -> float:
+    """Side of a ground cell, metres: `times` twice the spacing of the points and at least 2 m.
+
+    More where the extent, often that of one stray point, would take too many cells.
+    """
+    cell = times * max(2.0, 2.0 * planar_spacing(coords))
+    while len(coords) and np.prod(_sides(coords, cell)) > _MAX_CELLS:
+        cell *= 1.1
+    return cell
+
+
 def fit_ground(coords: np.ndarray, cell: float | None = None, slope: float = 0.12, window: float = 40.0) -> Ground:
     """The ground of a scene, in a few passes over blocks of its points, which may be mapped from a file.
 
     Args:
         coords: (N, 3) coordinates, metres, z up.
-        cell: side of a ground cell, metres; a few ground points should fall into most cells. None takes twice the
-            spacing of the points, and at least 2 m.
+        cell: side of a ground cell, metres; a few ground points should fall into most cells. None takes
+            `default_cell`.
         slope: rise over run, against the trend of the hillside, up to which bumps count as ground; larger keeps
             rougher terrain, smaller removes lower objects.
         window: radius of the largest opening, metres; roofs up to about twice as wide are seen as objects.
@@ -73,11 +84,11 @@ def fit_ground(coords: np.ndarray, cell: float | None = None, slope: float = 0.1
     if coords.ndim != 2 or coords.shape[1] != 3 or len(coords) == 0:
         raise ValueError(f"coords must be (N, 3), found {coords.shape}")
     if cell is None:
-        cell = max(2.0, 2.0 * planar_spacing(coords))
+        cell = default_cell(coords)
     if cell <= 0 or slope <= 0 or window <= 0:
         raise ValueError(f"cell, slope and window must be positive, found {cell}, {slope}, {window}")
     corner = _corner(coords)
-    nx, ny = (int(side) for side in (coords[:, :2].max(axis=0).astype(np.float64) - corner) // cell + 1)
+    nx, ny = _sides(coords, cell)
     if nx * ny > _MAX_CELLS:
         raise ValueError(f"cell {cell} m makes {nx} x {ny} cells, more than {_MAX_CELLS:,}; choose a larger cell")
     lowest = np.full((nx, ny), np.inf)
@@ -102,6 +113,12 @@ def height_above_ground(
     if coords.shape == (0, 3):
         return np.zeros(0, dtype=np.float32)
     return fit_ground(coords, cell, slope, window).heights(coords)
+
+
+def _sides(coords: np.ndarray, cell: float) -> tuple[int, int]:
+    """Cells along x and y."""
+    nx, ny = (coords[:, :2].max(axis=0).astype(np.float64) - _corner(coords)) // cell + 1
+    return int(nx), int(ny)
 
 
 def _corner(coords: np.ndarray) -> np.ndarray:

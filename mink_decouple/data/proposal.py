@@ -23,6 +23,10 @@ RARE = 1e-3
 """Share of the points below which a class is pointed out."""
 SPARSE = 0.05
 """Share of labelled points below which the labels to train on are taken for given points, all of them to be used."""
+UNLABELLED = (0, 1)
+"""Ids that annotators leave at points without a label; 1 in LAS files only, where it is "unclassified"."""
+FEW = 500
+"""Labelled points below which a forest that spreads them was measured to help outdoors (docs/results.md)."""
 _BUDGETS = {"full": "every label there is", "1%": "of each class and file; 1pt: one point of each"}
 _STEPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _WIDE = 25.0
@@ -48,23 +52,23 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     """Classes and a configuration for clouds that were looked at.
 
     Args:
-        looks: at least two, with labels in at least one that can be trained on and one that can be scored.
+        looks: of which at least one has labels. A single one with labels is trained and scored on.
         root: the folder, as the configuration is to name it.
         classes_file: the same of the classes.
 
     Raises:
-        ValueError: fewer than two files with labels, or fewer than two classes in them.
+        ValueError: no file with labels, or fewer than two classes in them.
     """
     labelled = [one for one in looks if one.labels]
-    if len(labelled) < 2:
-        found = f"{len(labelled)} of {len(looks)} files" if looks else "no file"
+    without = [one for one in looks if not one.labels]
+    if not labelled:
         raise ValueError(
-            f"{root}: {found} with labels; at least two are needed, one to train on and one to score. Labels are the "
-            "classification of LAS files, a column 'label' or 'class' elsewhere; cut a single file into two"
+            f"{root}: none of {len(looks)} files has labels; at least one is needed, better two. Labels are the "
+            "classification of LAS files, a column 'label' or 'class' elsewhere"
         )
     las = all(one.path.suffix.lower() in LAS for one in labelled)
     kept, ignored = _ids(labelled, las)
-    val = _held_out(labelled, kept)
+    val = _held_out(labelled, kept) if len(labelled) > 1 else []
     train = [one for one in labelled if one not in val]
     missing = {
         raw: "in no file of the training split" for raw in kept if not any(raw in (t.labels or {}) for t in train)
@@ -76,14 +80,25 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     names = {raw: ASPRS.get(raw, f"class_{raw}") if las else f"class_{raw}" for raw in kept}
     given, points = _labelled_points(train, kept), sum(one.points for one in train)
     budget = "full" if given < SPARSE * points else "1%"
-    notes = [*_notes(looks, labelled, las, ignored), *_rare(names, labelled)]
-    if budget == "full":
+    notes = [*_notes(looks, las, ignored), *_rare(names, labelled)]
+    if not val:
+        notes.append(f"only {train[0].path.name} has labels: trained and scored on, scores say nothing of other scenes")
+    if without:  # what is scored needs labels, so they cannot join a single labelled file that is scored, too
+        use = "in train, for pseudo-labels; list fewer to save time" if val else "in no split, predict them"
+        listed = ", ".join(one.path.name for one in without[:5]) + " ..." * (len(without) > 5)
+        notes.append(f"no labels in {listed}: {use}")
+    used = given if budget == "full" else _hundredth(train, kept)
+    if used < FEW and _outdoors(looks):
+        notes.append(f"few labels ({used:,} points): try --recipe forest (docs/results.md)")
+    if budget == "1%":
+        notes.append("labels.budget 1% uses a hundredth of the labels, to study scarcity; --labels full uses all")
+    else:
         notes.append(f"{given:,} of {points:,} points to train on have a label: all are used (labels.budget full)")
         if (scored := _labelled_points(val, kept)) < SPARSE * sum(one.points for one in val):
             notes.append(f"scores will be of {scored:,} labelled points; a fully labelled file tells more")
     return Proposal(
         _classes_text(names, ignored, labelled, root),
-        _config_text(looks, train, val, root, classes_file, budget),
+        _config_text(looks, [*train, *without] if val else train, val, root, classes_file, budget),
         tuple(notes),
     )
 
@@ -106,10 +121,16 @@ def _ids(labelled: Sequence[Look], las: bool) -> tuple[list[int], dict[int, str]
         files = sum(raw in (one.labels or {}) for one in labelled)
         if raw in ignored:
             continue
-        if files == 1:
+        if files == 1 < len(labelled):
             ignored[raw] = "in one file only, so it cannot be both trained and scored"
         else:
             kept.append(raw)
+    for raw in UNLABELLED if las else UNLABELLED[:1]:
+        of = [one for one in labelled if raw in (one.labels or {})]
+        most = _labelled_points(of, [raw]) > (1 - SPARSE) * sum(one.points for one in of)
+        if raw in kept and most and len(kept) > 2:  # with two classes it is one of them
+            kept.remove(raw)
+            ignored[raw] = "nearly all points: taken for 'no label'; give it a class if it is one"
     return kept, ignored
 
 
@@ -137,7 +158,17 @@ def _labelled_points(looks: Sequence[Look], kept: Sequence[int]) -> int:
     return sum((one.labels or {}).get(raw, 0) for one in looks for raw in kept)
 
 
-def _notes(looks: Sequence[Look], labelled: Sequence[Look], las: bool, ignored: dict[int, str]) -> list[str]:
+def _hundredth(looks: Sequence[Look], kept: Sequence[int]) -> int:
+    """Points that the budget 1% draws."""
+    counts = [(one.labels or {}).get(raw, 0) for one in looks for raw in kept]
+    return sum(max(count // 100, 1) for count in counts if count)
+
+
+def _outdoors(looks: Sequence[Look]) -> bool:
+    return max(max(one.extent[:2]) for one in looks) > _WIDE
+
+
+def _notes(looks: Sequence[Look], las: bool, ignored: dict[int, str]) -> list[str]:
     notes = []
     spacings = [one.spacing for one in looks]
     if max(spacings) > 3 * min(spacings) > 0:
@@ -149,9 +180,6 @@ def _notes(looks: Sequence[Look], labelled: Sequence[Look], las: bool, ignored: 
     if ignored:
         listed = "; ".join(f"{raw} ({why})" for raw, why in sorted(ignored.items()))
         notes.append(f"ignored ids: {listed}")
-    without = [one.path.name for one in looks if not one.labels]
-    if without:
-        notes.append(f"no labels in {', '.join(without[:5])}{' ...' * (len(without) > 5)}: in no split, predict them")
     return notes
 
 
@@ -180,11 +208,15 @@ def _config_text(
 ) -> str:
     spacing = float(np.median([one.spacing for one in looks]))
     grid, columns = grid_size(spacing), common(looks)
-    outdoors = max(max(one.extent[:2]) for one in looks) > _WIDE
+    outdoors = _outdoors(looks)
     features, factors, why = _features(columns, outdoors)
     cells = max(int(one.points / max(1.0, (grid / max(one.spacing, 1e-6)) ** 2)) for one in looks)
     crops = cells > 60_000
-    rare = f"{len(columns)} columns that every file has: {', '.join(columns) or 'none'}"
+    rare = f"{len(columns)} columns that every file has and that vary: {', '.join(columns) or 'none'}"
+    splits = "a fifth of the files is scored, chosen so that every class stays in the training files"
+    scored = f"    val: [{', '.join(_quoted(one.path.stem) for one in val)}]"
+    if not val:
+        splits, scored = "one file with labels", "  eval_split: train  # scores say nothing of other scenes"
     head = f"""# {root}: {len(looks)} files, a first configuration to change at will. Every key: docs/settings.md.
 # What the recipe states wins over this file, and --set over both; a run says what that concerns.
 #   mink-decouple check --config THIS
@@ -195,9 +227,9 @@ data:
   dataset: folder
   root: {_quoted(root)}
   classes: {_quoted(classes)}
-  splits:  # a fifth of the files is scored, chosen so that every class stays in the training files
+  splits:  # {splits}
     train: [{", ".join(_quoted(one.path.stem) for one in train)}]
-    val: [{", ".join(_quoted(one.path.stem) for one in val)}]
+{scored}
   grid: {grid:g}  # metres; points lie {spacing:.3g} apart
   height: {"ground  # above the local ground" if outdoors else "floor  # above the lowest points"}
   features: [{", ".join(features)}]  # of {rare}

@@ -318,6 +318,10 @@ def coverage(
             break
         center = coords[lowest].astype(np.float64)
         points, squared = nearest(coords, center, crop_points, shape)
+        if possibility[points].min() > possibility[lowest]:
+            # More points than a crop holds share the centre's place: the least seen of them, and so an end.
+            same = np.flatnonzero(_squared_distance(coords, center, 2 if shape == "column" else 3) == 0)
+            points = np.sort(same[np.argsort(possibility[same], kind="stable")[:crop_points]])
         possibility[points[possibility[points] < -0.5]] += 1
         possibility[points] += visit_weight(squared)
         crops.append(SampleIndex(name, points, center))

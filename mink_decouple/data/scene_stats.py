@@ -209,6 +209,11 @@ def _exact(coords: np.ndarray) -> np.ndarray:
     return hash_rows((coords + np.float32(0)).view(np.int32))
 
 
+def distinct(coords: np.ndarray) -> np.ndarray:
+    """The rows of (n, 3) float32 without those that were there before, bit by bit, in their order."""
+    return coords[np.sort(np.unique(_exact(coords), return_index=True)[1])]
+
+
 def _slices(count: int) -> Iterator[slice]:
     for begin in range(0, count, BLOCK_POINTS):
         yield slice(begin, min(begin + BLOCK_POINTS, count))
@@ -227,7 +232,7 @@ def _spacing(look: np.ndarray, count: int) -> float:
 
     Of `count` points on surfaces only those of `look` are searched, and the distances shrink by the root of the share.
     """
-    different = look[np.unique(_exact(look), return_index=True)[1]]
+    different = distinct(look)
     if len(different) < 2:
         return 0.0
     distance = cKDTree(different).query(different, k=2)[0][:, 1]

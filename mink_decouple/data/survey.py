@@ -11,6 +11,7 @@ import numpy as np
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import SUFFIXES, clouds_of, read_cloud
 from mink_decouple.data.neighbors import knn
+from mink_decouple.data.scene_stats import distinct
 
 SAMPLE = 4000
 """Points whose nearest neighbour is looked for."""
@@ -27,6 +28,7 @@ class Look:
         labels: raw id -> points; None where the file has no labels.
         extent: (3,) metres along x, y, z, between the 0.1 and the 99.9 percentile: stray points do not count.
         spacing: median distance of a point to its nearest neighbour, metres.
+        constant: the columns among them that hold one value throughout, NaN apart.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Look:
     labels: dict[int, int] | None
     extent: tuple[float, float, float]
     spacing: float
+    constant: tuple[str, ...] = ()
 
 
 def survey(folder: Path, columns: Sequence[str] | None = None) -> list[Look]:
@@ -66,11 +69,19 @@ def look(path: Path, cloud: PointCloud) -> Look:
         labels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     low, high = np.percentile(cloud.coords, (0.1, 99.9), axis=0)
     x, y, z = (float(side) for side in high - low)
-    return Look(path, len(cloud), tuple(sorted(cloud.features)), labels, (x, y, z), spacing(cloud.coords))
+    columns = tuple(sorted(cloud.features))
+    constant = tuple(name for name in columns if not _varies(cloud.features[name]))
+    return Look(path, len(cloud), columns, labels, (x, y, z), spacing(cloud.coords), constant)
+
+
+def _varies(column: np.ndarray) -> bool:
+    """Whether a (N,) or (N, k) column holds more than one value, NaN apart."""
+    return bool(np.any(np.fmin.reduce(column) < np.fmax.reduce(column)))
 
 
 def spacing(coords: np.ndarray) -> float:
-    """Median distance (metres) of (N, 3) points to their nearest neighbour, over an even sample; 0 for one point."""
+    """Median distance (metres) of (N, 3) points to the nearest at another place, over an even sample; 0 for one."""
+    coords = distinct(coords)
     if len(coords) < 2:
         return 0.0
     sample = coords[:: max(1, len(coords) // SAMPLE)]
@@ -79,9 +90,12 @@ def spacing(coords: np.ndarray) -> float:
 
 
 def common(looks: Iterable[Look]) -> tuple[str, ...]:
-    """Columns that every file has, sorted."""
-    sets = [set(one.columns) for one in looks]
-    return tuple(sorted(set.intersection(*sets))) if sets else ()
+    """Columns that every file has and that are not constant in all of them, sorted."""
+    looks = list(looks)
+    if not looks:
+        return ()
+    empty = set.intersection(*(set(one.constant) for one in looks))
+    return tuple(sorted(set.intersection(*(set(one.columns) for one in looks)) - empty))
 
 
 def describe(looks: Sequence[Look]) -> str:

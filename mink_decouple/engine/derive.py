@@ -9,7 +9,7 @@ import numpy as np
 
 from mink_decouple.config import Config
 from mink_decouple.data.cloud import PointCloud, all_finite
-from mink_decouple.data.ground import fit_ground, planar_spacing
+from mink_decouple.data.ground import default_cell, fit_ground
 
 Column = Callable[[slice], np.ndarray]
 """Rows -> their (n,) or (n, k) values."""
@@ -49,7 +49,7 @@ def feature_columns(name: str, coords: np.ndarray, columns: Mapping[str, Column]
             floor = np.percentile(coords[:, 2], 1).astype(np.float32)
             found["height"] = lambda rows: coords[rows, 2] - floor
     if "height_wide" in wanted:
-        found["height_wide"] = _above(coords, 2 * max(2.0, 2 * planar_spacing(coords)))
+        found["height_wide"] = _above(coords, default_cell(coords, 2.0))
     if "log_intensity" in wanted:
         if "intensity" not in found:
             have = ", ".join(sorted(found)) or "none"

@@ -272,12 +272,34 @@ def test_published_indices_become_a_label_set() -> None:
         assert labels.index[name].tolist() == [i for i in (3, 5, 9) if cloud.labels[i] >= 0]
 
 
+@pytest.mark.parametrize("unit", ["grid", "raw"])
+@pytest.mark.parametrize("text", ["1pt", "5%", "7x", "uniform:5%", "full"])
+def test_nothing_is_drawn_from_a_scene_without_labels(text: str, unit: str) -> None:
+    scenes = world("ab", 300)
+    cloud = PointCloud("b", scenes["b"][0].coords)
+    ignored = PointCloud("b", cloud.coords, labels=np.full(len(cloud), -1))
+    drawn = [make(text, {**scenes, "b": (bare, subsample(bare, 0.25))}, unit=unit) for bare in (cloud, ignored)]
+    assert len(drawn[0].index["b"]) == 0 < len(drawn[0].index["a"])
+    assert drawn[0].checksum == drawn[1].checksum and drawn[0].meta == drawn[1].meta
+
+
+def test_scans_are_ranked_among_those_with_labels() -> None:
+    scenes, known = world("abcdefghij", 300), world("abcde", 300)
+    for name in "fghij":
+        bare = PointCloud(name, scenes[name][0].coords)
+        scenes[name] = bare, subsample(bare, 0.25)
+    for seed in range(5):
+        given = make("scans:40%", scenes, seed)
+        labelled = [name for name in given.index if len(given.index[name])]
+        assert len(labelled) == 2  # of five
+        alone = make("scans:40%", known, seed)
+        assert labelled == [name for name in alone.index if len(alone.index[name])]
+
+
 def test_scenes_that_cannot_be_drawn_from_are_named() -> None:
     scenes = world("a", 50)
     cloud, grid = scenes["a"]
-    bare = PointCloud("a", cloud.coords)
     for loaded, message in [
-        ((bare, subsample(bare, 0.25)), "scene a: has no labels"),
         ((PointCloud("a", cloud.coords, labels=cloud.labels + 9), grid), "scene a: train id"),
         ((PointCloud("b", cloud.coords, labels=cloud.labels), grid), "scene a: loads as 'b'"),
     ]:

@@ -217,6 +217,18 @@ def test_a_list_must_fit_the_scenes(lists: dict[str, np.ndarray], tmp_path: Path
         make(text, {"a": scene("a", 50)})
 
 
+def test_a_scene_without_labels_need_not_be_listed_and_gets_none(lists: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "list.npz", **lists)
+    scenes = {"a": scene("a")}
+    alone = make(f"list:{tmp_path / 'list.npz'}", scenes)
+    for name in "bc":  # listed, and not
+        bare = PointCloud(name, scene(name)[0].coords)
+        scenes[name] = bare, subsample(bare, 0.25)
+    labels = make(f"list:{tmp_path / 'list.npz'}", scenes)
+    assert [len(labels.index[name]) for name in "abc"] == [len(alone.index["a"]), 0, 0]
+    assert labels.meta["ignored_points"] == alone.meta.get("ignored_points", 0) + len(np.unique(lists["b"]))
+
+
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no ScanNet sample at {SAMPLE}; set MINK_DECOUPLE_SAMPLES")
 def test_scannets_own_lists_hit_the_known_classes() -> None:
     dataset = ScanNet(SAMPLE)

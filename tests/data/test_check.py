@@ -100,7 +100,7 @@ PLANTS = {
     "label below -1": (lambda c: replace(c, labels=np.where(c.labels < 0, -100, c.labels)), WANTED, "error", "labels"),
     "mostly ignored": (lambda c: replace(c, labels=np.where(c.labels == 0, -1, c.labels)), WANTED, "note", "ignored"),
     "all ignored": (lambda c: replace(c, labels=np.full(len(c), -1)), WANTED, "warning", "ignored"),
-    "unlabelled": (lambda c: replace(c, labels=None), WANTED, "error", "unlabelled"),
+    "unlabelled": (lambda c: replace(c, labels=None), WANTED, "note", "unlabelled"),
     "no such column": (lambda c: c, replace(WANTED, features=("rgb", "normal")), "error", "features"),
     "no intensity": (lambda c: replace(c, features={"rgb": c.features["rgb"]}), ASKED, "error", "features"),
     "wrong width": (
@@ -142,6 +142,24 @@ def test_an_unlabelled_scene_is_no_fault_where_nothing_needs_its_labels():
     in_file = replace(WANTED, labels_in_file=True)
     assert found(cloud, split="test") == [] == found(cloud, in_file)
     assert found(cloud, in_file, "val") == [("error", "unlabelled")]
+
+
+def test_a_training_scene_without_labels_can_only_get_pseudo_labels():
+    bare, ignored = replace(room(), labels=None), replace(room(), labels=np.full(4000, -1))
+    (bare_line,) = scene_findings(stats(bare), "train", WANTED)
+    (ignored_line,) = scene_findings(stats(ignored), "train", WANTED)
+    assert str(bare_line) == "room: no labels; its points can only get pseudo-labels"
+    assert str(ignored_line).endswith("it gives no labels; its points can only get pseudo-labels")
+    (scored,) = scene_findings(stats(ignored), "val", WANTED)
+    assert "it scores nothing" in str(scored)
+    (finding,) = between({"train": [bare], "val": [room(1, "b")]})
+    assert (finding.level, finding.kind) == ("error", "unlabelled") and "no scene of 'train' has labels" in str(finding)
+    assert between({"train": [bare, room(2, "c")], "val": [room(1, "b")]}) == []
+    assert between({"train": [bare], "val": [room(1, "b")]}, replace(WANTED, labels_in_file=True)) == []
+
+
+def test_features_that_are_made_need_no_column():
+    assert found(room(), Wanted(0.1, ("xyz", "one", "offset", "height", "height_wide"))) == []
 
 
 def test_a_factor_brings_a_large_feature_near_one():
@@ -354,7 +372,7 @@ def test_the_report_is_json_without_nan_and_its_numbers_add_up():
 def test_long_lists_are_cut_and_errors_come_first():
     clouds = [room(seed, f"r{seed}") for seed in range(9)]
     dirty = [found for c in clouds for found in scene_findings(stats(repeated(c, 0.3)), "train", WANTED)]
-    errors = [found for c in clouds for found in scene_findings(stats(replace(c, labels=None)), "train", WANTED)]
+    errors = [found for c in clouds for found in scene_findings(stats(replace(c, labels=None)), "val", WANTED)]
     content = report(*clouds, findings=dirty + errors)
     assert [f.level for f in content.findings] == ["error"] * 9 + ["warning"] * 9
     text = describe(content).splitlines()

@@ -67,6 +67,20 @@ def test_a_single_line_of_cells_works() -> None:
     assert np.abs(height).max() < 0.6
 
 
+def test_a_stray_point_far_away_makes_the_cells_larger_no_more_than_it_has_to(monkeypatch) -> None:
+    coords = np.concatenate([_hill(0.1, 5000)[0], [[1000.0, 1000, 0]]])
+    near = coords[:-1]
+    assert ground.default_cell(near) == 2 * planar_spacing(near) > 2
+    assert ground.default_cell(near, 2.0) == 4 * planar_spacing(near)
+    monkeypatch.setattr(ground, "_MAX_CELLS", 130**2)
+    for times in (1.0, 2.0):
+        cell = ground.default_cell(coords, times)
+        assert 1000 // cell + 1 <= 130 < 1000 // (cell / 1.1) + 1
+    np.testing.assert_array_equal(height_above_ground(coords), height_above_ground(coords, ground.default_cell(coords)))
+    with pytest.raises(ValueError, match="choose a larger cell"):
+        height_above_ground(coords, 2.0)
+
+
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         height_above_ground(np.zeros((1, 3)), cell=0)

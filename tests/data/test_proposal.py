@@ -12,7 +12,7 @@ from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.folder import FolderDataset
 from mink_decouple.data.io import write_cloud
 from mink_decouple.data.proposal import grid_size, propose
-from mink_decouple.data.survey import Look, spacing, survey
+from mink_decouple.data.survey import Look, common, look, spacing, survey
 from mink_decouple.engine.train import Trainer
 
 
@@ -24,11 +24,12 @@ def lines(text, word):
     return [line.split("#")[0].strip() for line in text.splitlines() if word in line]
 
 
-def test_spacing_of_a_lattice_is_its_step_whatever_strays():
+def test_spacing_of_a_lattice_is_its_step_whatever_strays_or_repeats():
     side = np.arange(30, dtype=np.float32) * 0.25
     lattice = np.stack(np.meshgrid(side, side, side[:3]), axis=-1).reshape(-1, 3)
     assert spacing(np.concatenate([lattice, [[900, 900, 900]]]).astype(np.float32)) == pytest.approx(0.25)
-    assert spacing(lattice[:1]) == 0.0
+    assert spacing(np.repeat(lattice, 2, axis=0)) == pytest.approx(0.25)
+    assert spacing(lattice[:1]) == spacing(lattice[[0, 0]]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -76,12 +77,50 @@ def test_features_are_the_columns_that_every_file_has():
     assert "crop_points: 24000" in propose([seen(f"{n}.las", {2: 9, 6: 9}, 900_000) for n in "ab"], "t", "c").config
 
 
+def test_columns_that_hold_one_value_in_every_file_are_no_features():
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform(0, 60, (50, 3)).astype(np.float32)
+    hole = np.where(np.arange(50) < 9, np.nan, 7.0).astype(np.float32)
+    varying = rng.uniform(1, 9, 50).astype(np.float32)
+    kinds = ({"rgb": np.zeros((50, 3), np.float32), "intensity": hole, "remission": hole}, {"remission": varying})
+    clouds = [PointCloud("a", xyz, features={**kinds[0], **more}, labels=np.arange(50) % 2) for more in ({}, kinds[1])]
+    looks = [look(Path(f"{name}.ply"), cloud) for name, cloud in zip("ab", clouds)]
+    assert common(looks) == ("remission",)
+    made = propose(looks, "t", "c.yaml").config
+    assert "features: [height, height_wide, remission]" in made and "colour" not in made
+
+
+def test_few_labelled_points_outdoors_are_better_spread_by_a_forest():
+    def said(count, extent=(50.0, 50.0, 9.0)):
+        looks = [seen(f"{name}.las", {2: count, 6: count}, 2 * count, extent=extent) for name in "abc"]
+        return [note for note in propose(looks, "t", "c.yaml").notes if "--recipe forest" in note]
+
+    assert said(9_950) == ["few labels (396 points): try --recipe forest (docs/results.md)"]  # two files, 99 a class
+    assert not said(12_500) and not said(9_950, (6.0, 5.0, 3.0))  # 500; a room
+    sparse = propose([seen(f"{name}.las", {0: 8985, 2: 8, 6: 7}, 9000) for name in "abc"], "t", "c.yaml")
+    assert "few labels (30 points): try --recipe forest (docs/results.md)" in sparse.notes
+
+
+def test_a_single_labelled_file_is_trained_and_scored_on_and_the_others_predicted():
+    made = propose([seen("a.las", {2: 900, 6: 100}), seen("b.las", None)], "t", "c.yaml")
+    assert lines(made.config, "train: [") == ["train: ['a']"]
+    assert lines(made.config, "eval_split") == ["eval_split: train"]
+    assert "val:" not in made.config
+    assert any("scores say nothing of other scenes" in note for note in made.notes)
+    assert "no labels in b.las: in no split, predict them" in made.notes
+
+
+def test_unlabelled_files_are_trained_on_beside_labelled_ones():
+    made = propose([seen("a.las", {2: 9, 6: 9}), seen("b.las", None), seen("c.las", {2: 9, 6: 9})], "t", "c.yaml")
+    assert lines(made.config, "train: [")[0] in ("train: ['a', 'b']", "train: ['c', 'b']")
+
+
 def test_what_looks_wrong_is_said():
     labelled = [seen("a.ply", {1: 9, 2: 9}, gap=13.0), seen("b.ply", {1: 9, 2: 9}, gap=130.0)]
     looks = [*labelled, seen("c.ply", None, gap=13.0)]
     notes = " | ".join(propose(looks, "t", "c.yaml").notes)
     assert "spacing differs from 13 to 130" in notes and "are the coordinates metres?" in notes
-    assert "no labels in c.ply" in notes
+    assert "no labels in c.ply: in train, for pseudo-labels; list fewer to save time" in notes
     rare = propose([seen(f"{n}.las", {2: 5, 64: 1}, 100_000) for n in "ab"], "t", "c.yaml").notes
     assert any("very rare: ground 0.01%, class_64 0.00%" in note for note in rare)
 
@@ -89,9 +128,9 @@ def test_what_looks_wrong_is_said():
 @pytest.mark.parametrize(
     ("looks", "said"),
     [
-        ([seen("a.las", {2: 9, 6: 9})], "1 of 1 files with labels; at least two are needed"),
-        ([seen("a.las", None), seen("b.las", {2: 9})], "1 of 2 files with labels"),
+        ([seen("a.las", None), seen("b.las", None)], "t: none of 2 files has labels; at least one is needed"),
         ([seen("a.las", {2: 9}), seen("b.las", {2: 9})], "1 class in the labels"),
+        ([seen("a.las", {2: 9})], "1 class in the labels"),
     ],
 )
 def test_too_little_to_train_on_is_refused(looks, said):
@@ -133,6 +172,17 @@ def test_init_writes_what_loads_checks_and_trains(clouds, tmp_path, capsys):
     capsys.readouterr()
     assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 2
     assert "clouds.yaml: exists; choose another --output or --name" in capsys.readouterr().err
+
+
+def test_init_on_one_tile_writes_what_checks_and_trains(clouds, tmp_path, capsys):
+    for path in clouds.glob("00[123]*"):
+        path.unlink()
+    assert main(["init", str(clouds), "--output", str(tmp_path / "mine")]) == 0
+    config = tmp_path / "mine" / "clouds.yaml"
+    assert main(["check", "--config", str(config)]) == 0
+    short = {"schedule": {"steps": 1, "iterations": 0, "pretrain": {"epochs": 1}}, "eval": {"votes": 1}}
+    loaded = load_config(config, backbone="minkunet", overrides=short)
+    assert 0 <= Trainer(loaded, tmp_path / "run", torch.device("cpu")).run().metrics["miou"] <= 1
 
 
 def test_init_writes_both_files_or_none(clouds, tmp_path, monkeypatch):
@@ -192,4 +242,26 @@ def test_where_every_file_is_sparsely_labelled_it_is_said_what_scores_are_of():
 def test_labels_of_most_points_are_drawn_from():
     proposal = propose([seen(f"{name}.ply", {-1: 5000, 0: 2000, 1: 2000}, 9000) for name in "abc"], "clouds", "c.yaml")
     assert lines(proposal.config, "budget") == ['labels: {budget: "1%", unit: raw}']
-    assert not any("labels.budget" in note for note in proposal.notes)
+    assert any("labels.budget 1% uses a hundredth of the labels" in note for note in proposal.notes)
+
+
+@pytest.mark.parametrize(("suffix", "none"), [("ply", 0), ("las", 0), ("las", 1)])
+def test_an_id_of_nearly_all_points_is_no_class_and_the_few_others_are_all_used(suffix, none):
+    looks = [seen(f"{name}.{suffix}", {none: 8985, 2: 8, 6: 7}, 9000) for name in "ab"]
+    looks.append(seen(f"c.{suffix}", {2: 5000, 6: 4000}, 9000))
+    made = propose(looks, "clouds", "classes.yaml")
+    assert f"ignore: [{none}]" in made.classes and len(lines(made.classes, "raw: [")) == 2
+    assert lines(made.config, "budget") == ['labels: {budget: "full", unit: raw}']
+    assert lines(made.config, "val:") == ["val: ['c']"]
+    if (suffix, none) != ("las", 0):  # "never classified" whatever its share
+        why = f"{none} (nearly all points: taken for 'no label'; give it a class if it is one)"
+        assert f"ignored ids: {why}" in made.notes and f"#   {none}: nearly all points" in made.classes
+
+
+@pytest.mark.parametrize(
+    ("suffix", "labels"),
+    [("ply", {0: 8500, 1: 300, 2: 200}), ("ply", {0: 8985, 1: 15}), ("ply", {1: 8985, 2: 8, 3: 7})],
+)
+def test_an_id_of_many_points_stays_a_class(suffix, labels):
+    made = propose([seen(f"{name}.{suffix}", labels, 9000) for name in "ab"], "clouds", "classes.yaml")
+    assert len(lines(made.classes, "raw: [")) == len(labels) and "ignore: []" in made.classes

@@ -73,6 +73,16 @@ def test_more_overlap_means_more_crops_and_generators_differ() -> None:
     assert not same(first[0], second[0])
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_coverage_ends_where_more_points_than_a_crop_holds_share_one_place(overlap: float) -> None:
+    shaft = np.zeros((40, 3), np.float32)
+    shaft[:, 2] = np.arange(40)
+    coords = np.concatenate([shaft, np.arange(1, 31, dtype=np.float32).reshape(10, 3)])
+    crops = coverage("a", coords, 15, shape="column", overlap=overlap)
+    assert len(crops) < 12 and all(len(np.unique(crop.points)) == 15 for crop in crops)
+    assert np.array_equal(np.unique(np.concatenate([crop.points for crop in crops])), np.arange(50))
+
+
 def test_coverage_takes_a_small_scene_whole() -> None:
     (crop,) = coverage("a", scene(0, 100), 100)
     assert crop.points.tolist() == list(range(100))

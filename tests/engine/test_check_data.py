@@ -149,7 +149,9 @@ def test_a_label_file_stands_in_for_the_labels_of_training_scenes(clouds, rooms,
     edit(clouds / "a.npz", label=None)
     assert what_is_wanted(rooms(labels={"budget": str(path)})).labels_in_file
     assert seen(rooms(labels={"budget": str(path)})) == []
-    assert seen(rooms()) == [("error", "unlabelled", "a")]
+    assert seen(rooms()) == [("note", "unlabelled", "a")]
+    edit(clouds / "b.npz", label=None)
+    assert seen(rooms())[0] == ("error", "unlabelled", "")
 
 
 @pytest.fixture

@@ -164,6 +164,40 @@ def test_a_run_folder_holds_what_it_promises(make_config, tmp_path):
     assert set(events[1]["precision"]) == {"floor", "wall", "box"}
 
 
+@pytest.mark.parametrize("recipe", ["decoupled", "supervised"])
+def test_a_training_scene_without_labels_is_like_one_whose_labels_are_all_ignored(
+    make_config, folder, tmp_path, recipe
+):
+    free = {"pseudo": {"delta_d": 0.0, "delta_len": 0.05}}  # an untrained network is unsure of everything
+    found = []
+    for kind in ("none", "ignored"):
+        root = shutil.copytree(folder, tmp_path / kind)
+        with np.load(root / "b.npz") as stored:
+            room = {key: stored[key] for key in ("coords", "rgb")}
+            ignored = {} if kind == "none" else {"label": np.zeros_like(stored["label"])}
+        np.savez(root / "b.npz", **room, **ignored)
+        output = tmp_path / f"run_{kind}"
+        found.append(
+            (run(make_config(recipe=recipe, data={"root": str(root)}, **free), output).metrics, weights(output))
+        )
+        labels = LabelSet.load(output / "labels.npz")
+        assert len(labels.index["b"]) == 0 < len(labels.index["a"])
+        if recipe == "decoupled":
+            table = PseudoLabelTable.load(output / "pseudo_labels" / "iter_00.npz")
+            assert (table["b"].label >= 0).any()
+    (metrics, first), (others, second) = found
+    assert metrics["iou"] == others["iou"] and same_weights(first, second)
+
+
+def test_where_no_training_scene_has_labels_it_is_said(make_config, folder, tmp_path):
+    for name in "abc":
+        with np.load(folder / f"{name}.npz") as stored:
+            np.savez(tmp_path / f"{name}.npz", **{key: stored[key] for key in stored if key != "label" or name == "c"})
+    (tmp_path / "classes.yaml").write_text((folder / "classes.yaml").read_text())
+    with pytest.raises(ValueError, match=r"labels\.budget .4pt.: no labelled point in the training split"):
+        Trainer(make_config(data={"root": str(tmp_path)}), tmp_path / "run", CPU)
+
+
 def test_given_labels_get_no_pseudo_label(make_config, tmp_path):
     trainer = Trainer(make_config(pseudo={"delta_d": 0.0, "delta_len": 1.0}), tmp_path / "run", CPU)
     trainer.run()
