@@ -32,7 +32,7 @@ from mink_decouple.data.budget import LabelSet, check, draw, parse_budget
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.eigen_features import CHUNK, Array, Surroundings
 from mink_decouple.data.grid import subsample
-from mink_decouple.data.ground import height_above_ground, planar_spacing
+from mink_decouple.data.ground import default_cell, height_above_ground, planar_spacing
 from mink_decouple.metrics import ConfusionMatrix
 
 POINT_FEATURES = ("rgb", "intensity", "remission", "return_number", "number_of_returns")
@@ -95,7 +95,7 @@ def features(
         returns = np.asarray(point_features["number_of_returns"], dtype=np.float32)
         attributes.append((number / np.maximum(returns, np.float32(1)))[:, None])
     if settings.ground:
-        cell = max(2.0, 2.0 * planar_spacing(coords))
+        cell = default_cell(coords)
         attributes += [height_above_ground(coords, cell=c).reshape(-1, 1) for c in (cell, 2 * cell)]
     table = np.concatenate(attributes, axis=1) if attributes else np.zeros((len(coords), 0), dtype=np.float32)
     return Surroundings(coords, table, settings.radii, settings.max_neighbors).all_rows(rows)

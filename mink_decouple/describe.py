@@ -36,7 +36,7 @@ What `data.features` may name, in the order that the network gets them. Any othe
 | `xyz` | 3 | metres from the middle of the crop |
 | `offset` | 3 | place in the voxel, -0.5 to 0.5 |
 | `one` | 1 | the number 1 |
-| `normal` | 3 | a column of that name, or `nx ny nz` |
+| `normal` | 3 | a column of that name, or `nx ny nz` of PLY, PCD, text and `.npy` files |
 | `intensity`, `remission` | 1 | as in the file; `data.factors` brings them near 1 |
 | `log_intensity` | 1 | logarithm of the intensity, 0 to 1 for 16 bits |
 | `return_number`, `number_of_returns` | 1 | of LAS files |"""

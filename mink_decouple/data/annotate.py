@@ -15,6 +15,7 @@ two columns it is refused. Points pass in blocks, except those of `.npz` and of 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -28,9 +29,7 @@ from mink_decouple.data.annotate_las import annotate_las
 from mink_decouple.data.annotate_tables import annotate_npy, annotate_npz, annotate_pcd, annotate_ply, annotate_text
 from mink_decouple.data.blocks import Block, Supply
 from mink_decouple.data.io_columns import one_line
-from mink_decouple.data.io_kitti import CONFIDENCE, count_points, scan_columns
-
-LABELS = ".label"
+from mink_decouple.data.io_kitti import CONFIDENCE, LABELS, count_points, scan_columns
 
 _WRITERS: dict[str, Callable[[Path, Path, Supply], None]] = {
     ".las": annotate_las,
@@ -96,10 +95,12 @@ def require_layout(source: Path, ids: Collection[int], columns: Sequence[str] | 
             annotate(source, Path(folder) / source.name, _asked(), ids, columns)
         except _Asked:
             pass
-        except MemoryError:
+        except (MemoryError, ImportError):
             raise
         except Exception as error:  # a dozen types, by the format and the place of the damage
-            if isinstance(error, ValueError) and str(source) in str(error):
+            # EINVAL is a seek to where a damaged archive says that it goes on
+            of_the_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+            if of_the_system or (isinstance(error, ValueError) and str(source) in str(error)):
                 raise
             raise ValueError(f"{source}: damaged, or no {source.suffix} file: {one_line(error)}") from error
 

@@ -86,10 +86,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> Mapping[str, Any]:
     import torch
 
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (
-        2,
-        6,
-    ):  # the first that lets a name be allowed that the file writes differently
+    # the first that lets a name be allowed that the file writes differently
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise ValueError(f"list of points {path}: needs torch 2.6 or newer, found {torch.__version__}; {_ADVICE}")
     reconstruct = np.empty(0).__reduce__()[0]
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")

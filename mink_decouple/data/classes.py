@@ -75,9 +75,10 @@ class Classes:
         if unknown.any():
             found = np.unique(raw[unknown])
             ids = ", ".join(str(value) for value in found[:5]) + (", ..." if len(found) > 5 else "")
+            none = "; -1, and NaN, which is read as -1, stand for no label: put -1 under ignore" if -1 in found else ""
             raise ValueError(
                 f"raw id {ids} ({int(unknown.sum())} points) is not among the classes {sorted(self.raw_ids)} "
-                f"nor ignored {sorted(self.ignored)}"
+                f"nor ignored {sorted(self.ignored)}{none}"
             )
         return values[place]
 

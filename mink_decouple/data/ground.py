@@ -62,7 +62,8 @@ def default_cell(coords: np.ndarray, times: float = 1.0) -> float:
     More where the extent, often that of one stray point, would take too many cells.
     """
     cell = times * max(2.0, 2.0 * planar_spacing(coords))
-    while len(coords) and np.prod(_sides(coords, cell)) > _MAX_CELLS:
+    x, y = _extent(coords) if len(coords) else (0.0, 0.0)
+    while (x // cell + 1) * (y // cell + 1) > _MAX_CELLS:
         cell *= 1.1
     return cell
 
@@ -88,7 +89,7 @@ def fit_ground(coords: np.ndarray, cell: float | None = None, slope: float = 0.1
     if cell <= 0 or slope <= 0 or window <= 0:
         raise ValueError(f"cell, slope and window must be positive, found {cell}, {slope}, {window}")
     corner = _corner(coords)
-    nx, ny = _sides(coords, cell)
+    nx, ny = (int(side // cell + 1) for side in _extent(coords))
     if nx * ny > _MAX_CELLS:
         raise ValueError(f"cell {cell} m makes {nx} x {ny} cells, more than {_MAX_CELLS:,}; choose a larger cell")
     lowest = np.full((nx, ny), np.inf)
@@ -115,10 +116,10 @@ def height_above_ground(
     return fit_ground(coords, cell, slope, window).heights(coords)
 
 
-def _sides(coords: np.ndarray, cell: float) -> tuple[int, int]:
-    """Cells along x and y."""
-    nx, ny = (coords[:, :2].max(axis=0).astype(np.float64) - _corner(coords)) // cell + 1
-    return int(nx), int(ny)
+def _extent(coords: np.ndarray) -> tuple[float, float]:
+    """Metres along x and y."""
+    x, y = coords[:, :2].max(axis=0).astype(np.float64) - _corner(coords)
+    return float(x), float(y)
 
 
 def _corner(coords: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mink_decouple.data.cloud import PointCloud
-from mink_decouple.data.io_kitti import CONFIDENCE, label_path, read_bin, write_bin, write_label
+from mink_decouple.data.io_kitti import CONFIDENCE, LABELS, label_path, read_bin, write_bin, write_label
 from mink_decouple.data.io_las import read_las, write_las
 from mink_decouple.data.io_numpy import read_arrays, read_npy, read_npz, write_npy, write_npz
 from mink_decouple.data.io_pcd import read_pcd, write_pcd
@@ -143,7 +143,8 @@ def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = N
     if suffix == ".bin" and cloud.labels is not None:
         _replace(label_path(path), lambda target: write_label(target, cloud))
     elif suffix == ".bin":
-        label_path(path).unlink(missing_ok=True)  # those of another cloud
+        for ending in (LABELS, CONFIDENCE):  # those of another cloud; a folder `labels` may be a dataset's truth
+            path.with_name(path.stem + ending).unlink(missing_ok=True)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

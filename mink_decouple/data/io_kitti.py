@@ -15,7 +15,7 @@ from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io_columns import cloud_from_columns, single, unnamed_columns
 
 COLUMNS = ("x", "y", "z", "remission")
-CONFIDENCE = ".confidence.npy"
+LABELS, CONFIDENCE = ".label", ".confidence.npy"
 """What follows the stem of a scan in the name of the confidences of its predicted labels."""
 _MAX_FLOAT32_METRES = 2.0**14
 

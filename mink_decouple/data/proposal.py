@@ -24,7 +24,7 @@ RARE = 1e-3
 SPARSE = 0.05
 """Share of labelled points below which the labels to train on are taken for given points, all of them to be used."""
 UNLABELLED = (0, 1)
-"""Ids that annotators leave at points without a label; 1 in LAS files only, where it is "unclassified"."""
+"""Id that annotators leave at points without a label; 1 in LAS files, where it is "unclassified" and 0 no class."""
 FEW = 500
 """Labelled points below which a forest that spreads them was measured to help outdoors (docs/results.md)."""
 _BUDGETS = {"full": "every label there is", "1%": "of each class and file; 1pt: one point of each"}
@@ -59,8 +59,8 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     Raises:
         ValueError: no file with labels, or fewer than two classes in them.
     """
-    labelled = [one for one in looks if one.labels]
-    without = [one for one in looks if not one.labels]
+    labelled = [one for one in looks if _says_something(one)]
+    without = [one for one in looks if not _says_something(one)]
     if not labelled:
         raise ValueError(
             f"{root}: none of {len(looks)} files has labels; at least one is needed, better two. Labels are the "
@@ -68,6 +68,8 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
         )
     las = all(one.path.suffix.lower() in LAS for one in labelled)
     kept, ignored = _ids(labelled, las)
+    for raw in sorted({raw for one in without for raw in one.labels or {}} - set(kept)):
+        ignored.setdefault(raw, "stands for 'no label' in files without any other")
     val = _held_out(labelled, kept) if len(labelled) > 1 else []
     train = [one for one in labelled if one not in val]
     missing = {
@@ -86,7 +88,7 @@ def propose(looks: Sequence[Look], root: str, classes_file: str) -> Proposal:
     if without:  # what is scored needs labels, so they cannot join a single labelled file that is scored, too
         use = "in train, for pseudo-labels; list fewer to save time" if val else "in no split, predict them"
         listed = ", ".join(one.path.name for one in without[:5]) + " ..." * (len(without) > 5)
-        notes.append(f"no labels in {listed}: {use}")
+        notes.append(f"no labels, or only ids that stand for none, in {listed}: {use}")
     used = given if budget == "full" else _hundredth(train, kept)
     if used < FEW and _outdoors(looks):
         notes.append(f"few labels ({used:,} points): try --recipe forest (docs/results.md)")
@@ -111,6 +113,12 @@ def grid_size(spacing: float) -> float:
     return float(f"{steps[np.abs(np.log(steps / wanted)).argmin()]:.3g}")
 
 
+def _says_something(one: Look) -> bool:
+    """Whether a file has labels, and not only ids that stand for none."""
+    nothing = {0, 1, *MEANINGLESS} if one.path.suffix.lower() in LAS else {0}
+    return any(raw >= 0 and raw not in nothing for raw in one.labels or {})
+
+
 def _ids(labelled: Sequence[Look], las: bool) -> tuple[list[int], dict[int, str]]:
     """Raw ids that are classes, and those that are not with the reason."""
     ids = sorted({raw for one in labelled for raw in one.labels or {}})
@@ -125,10 +133,11 @@ def _ids(labelled: Sequence[Look], las: bool) -> tuple[list[int], dict[int, str]
             ignored[raw] = "in one file only, so it cannot be both trained and scored"
         else:
             kept.append(raw)
-    for raw in UNLABELLED if las else UNLABELLED[:1]:
+    raw = UNLABELLED[las]
+    if raw in kept:
         of = [one for one in labelled if raw in (one.labels or {})]
         most = _labelled_points(of, [raw]) > (1 - SPARSE) * sum(one.points for one in of)
-        if raw in kept and most and len(kept) > 2:  # with two classes it is one of them
+        if most and len(kept) > 2:  # with two classes it is one of them
             kept.remove(raw)
             ignored[raw] = "nearly all points: taken for 'no label'; give it a class if it is one"
     return kept, ignored

@@ -18,6 +18,31 @@ from mink_decouple.engine.export import WEIGHTS, load_network
 from mink_decouple.models.segmenter import Segmenter
 
 
+def network_to_begin_with(config: Config) -> dict[str, Any] | None:
+    """What `load_network` gives of `model.weights`, compared with the configuration; None without.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_network`; another backbone, size or features.
+    """
+    if config.model.weights is None:
+        return None
+    path = Path(config.model.weights)
+    if not path.exists():
+        raise FileNotFoundError(f"model.weights: {path}: no such checkpoint or exported network")
+    state = load_network(path)
+    own = configuration.loads(state["config"], str(path))
+    for key, theirs, ours in (
+        ("backbone", own.backbone, config.backbone),
+        ("model.variant", own.model.variant, config.model.variant),
+        ("data.features", own.data.features, config.data.features),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"model.weights {path}: was trained with {key} {theirs}, this run has {ours}; set it alike"
+            )
+    return state
+
+
 def take_weights(model: Segmenter, config: Config, classes: Classes) -> None:
     """Load `model.weights` into a network: the backbone, and the classifier as far as the names of classes agree.
 
@@ -30,22 +55,12 @@ def take_weights(model: Segmenter, config: Config, classes: Classes) -> None:
         classes: of the model.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_network`; another backbone, size or features.
+        FileNotFoundError, ValueError: see `network_to_begin_with`.
     """
-    if config.model.weights is None:
+    state, path = network_to_begin_with(config), config.model.weights
+    if state is None:
         return
-    path = Path(config.model.weights)
-    state = load_network(path)
     own = configuration.loads(state["config"], str(path))
-    for key, theirs, ours in (
-        ("backbone", own.backbone, config.backbone),
-        ("model.variant", own.model.variant, config.model.variant),
-        ("data.features", own.data.features, config.data.features),
-    ):
-        if theirs != ours:
-            raise ValueError(
-                f"model.weights {path}: was trained with {key} {theirs}, this run has {ours}; set it alike"
-            )
     for part in ("grid", "height", "factors", "centre"):
         theirs, ours = getattr(own.data, part), getattr(config.data, part)
         if theirs != ours:

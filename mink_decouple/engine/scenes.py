@@ -258,10 +258,12 @@ def labels_of_file(path: Path | None, scenes: dict[str, Scene], names: tuple[str
     """A label file, compared with the clouds it is used on and counted on their grids.
 
     Raises:
-        ValueError: it has other classes, lacks a scene, or contradicts a cloud.
+        ValueError: it has other classes, lacks a scene with labels of its own, or contradicts a cloud.
     """
     assert path is not None
     labels = LabelSet.load(path, classes=names)
+    none = {s.name: np.empty(0, np.int64) for s in scenes.values() if not s.labelled and s.name not in labels.index}
+    labels = replace(labels, index={**labels.index, **none}, label={**labels.label, **none})
     for scene in scenes.values():
         try:
             check(labels, scene.name, scene.bare)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from mink_decouple.config import Config
 from mink_decouple.data import root_of
 from mink_decouple.data.budget_forms import parse_budget
 from mink_decouple.data.transforms import compose, feature_width
+from mink_decouple.engine.initial import network_to_begin_with
 from mink_decouple.engine.pseudo import selection_options
 from mink_decouple.engine.stages import stages_of
 from mink_decouple.models.segmenter import build_model
@@ -47,8 +46,7 @@ def check_settings(config: Config) -> None:
     voxel = config.view.voxel
     if voxel is not None and (len(voxel) != 3 or min(voxel) <= 0):
         raise ValueError(f"view.voxel {voxel}: edges along x, y and z in metres; need three, each above 0")
-    if config.model.weights is not None and not Path(config.model.weights).exists():
-        raise FileNotFoundError(f"model.weights: {config.model.weights}: no such checkpoint or exported network")
+    network_to_begin_with(config)
     model, width = config.model, feature_width(config.data.features)
     with torch.device("meta"):  # names and sizes without the weights
         build_model(config.backbone, model.variant, width, 2, model.head, engine=model.engine)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mink_decouple.data.annotate import SUFFIXES, annotate, require_layout, side_file
+from mink_decouple.data.annotate import _WRITERS, SUFFIXES, annotate, require_layout, side_file
 from mink_decouple.data.blocks import Block
 from mink_decouple.data.cloud import PointCloud
 from mink_decouple.data.io import read_cloud, write_cloud
@@ -376,6 +376,15 @@ def test_a_ply_file_that_takes_no_columns_says_why(tmp_path, text, said):
         annotate(source, tmp_path / "out.ply", blocks(1)[0], IDS)
     with pytest.raises(ValueError, match=said):
         require_layout(source, IDS)
+
+
+def test_a_full_disk_or_a_missing_library_is_no_damaged_file(tmp_path, monkeypatch):
+    source = tmp_path / "in.ply"
+    write_cloud(source, cloud())
+    for error in (OSError(28, "No space left on device"), ImportError("pypcd4 is missing")):
+        monkeypatch.setitem(_WRITERS, ".ply", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error), match=r"^(?!.*damaged)"):
+            require_layout(source, IDS)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

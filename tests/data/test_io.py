@@ -313,6 +313,8 @@ def test_a_scan_of_other_columns_is_read_by_their_names(tmp_path: Path) -> None:
         read_cloud(path, ["x", "y", "z"])
     with pytest.raises(ValueError, match="columns repeat one name"):
         read_cloud(path, ["x", "y", "z", "ring", "ring"])
+    with pytest.raises(ValueError, match=r"columns \[\]: need three at least"):
+        read_cloud(path, [])
 
 
 def test_kitti_mistakes_are_named(tmp_path: Path) -> None:

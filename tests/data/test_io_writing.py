@@ -28,13 +28,17 @@ def test_a_column_of_one_number_may_be_a_table_and_one_of_two_is_named(tmp_path:
 
 
 def test_a_scan_written_without_labels_has_none_of_an_earlier_one(tmp_path: Path) -> None:
-    for folder in ("scans", "velodyne"):
-        path = tmp_path / folder / "a.bin"
-        cloud = PointCloud("a", np.zeros((3, 3), np.float32), labels=np.arange(3))
-        write_cloud(path, cloud)
-        assert label_path(path).is_file()
-        write_cloud(path, replace(cloud, labels=None))
-        assert not label_path(path).exists() and read_cloud(path).labels is None
+    cloud = PointCloud("a", np.zeros((3, 3), np.float32), labels=np.arange(3))
+    path = tmp_path / "scans" / "a.bin"
+    write_cloud(path, cloud)
+    confidence = path.with_name("a.confidence.npy")
+    confidence.touch()
+    write_cloud(path, replace(cloud, labels=None))
+    assert not label_path(path).exists() and not confidence.exists() and read_cloud(path).labels is None
+    truth = tmp_path / "velodyne" / "a.bin"
+    write_cloud(truth, cloud)
+    write_cloud(truth, replace(cloud, labels=None))
+    assert label_path(truth).is_file()  # the folder beside may be a dataset's
 
 
 def test_a_suffix_in_capitals_is_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mink_decouple.cli import main
 from mink_decouple.config import BACKBONES, load_config
@@ -107,7 +108,19 @@ def test_a_single_labelled_file_is_trained_and_scored_on_and_the_others_predicte
     assert lines(made.config, "eval_split") == ["eval_split: train"]
     assert "val:" not in made.config
     assert any("scores say nothing of other scenes" in note for note in made.notes)
-    assert "no labels in b.las: in no split, predict them" in made.notes
+    assert "no labels, or only ids that stand for none, in b.las: in no split, predict them" in made.notes
+
+
+@pytest.mark.parametrize("nothing", [{1: 900}, {0: 400, 1: 500}, {-1: 900}])
+def test_files_of_ids_that_stand_for_none_have_no_labels(nothing):
+    """LAS 1 is what vendors write before anything is classified."""
+    alone = propose([seen("a.las", {2: 900, 6: 100}), seen("b.las", nothing)], "t", "c.yaml")
+    assert {"ground", "building"} <= set(yaml.safe_load(alone.classes)["classes"])
+    assert set(nothing) <= set(yaml.safe_load(alone.classes)["ignore"])
+    looks = [seen("a.las", {2: 900, 6: 100}), seen("b.las", nothing, 900_000), seen("c.las", {2: 900, 6: 100})]
+    made = propose(looks, "t", "c.yaml")
+    assert 'budget: "1%"' in made.config
+    assert any("only ids that stand for none, in b.las" in note for note in made.notes)
 
 
 def test_unlabelled_files_are_trained_on_beside_labelled_ones():
@@ -120,7 +133,10 @@ def test_what_looks_wrong_is_said():
     looks = [*labelled, seen("c.ply", None, gap=13.0)]
     notes = " | ".join(propose(looks, "t", "c.yaml").notes)
     assert "spacing differs from 13 to 130" in notes and "are the coordinates metres?" in notes
-    assert "no labels in c.ply: in train, for pseudo-labels; list fewer to save time" in notes
+    assert (
+        "no labels, or only ids that stand for none, in c.ply: in train, for pseudo-labels; list fewer to save time"
+        in notes
+    )
     rare = propose([seen(f"{n}.las", {2: 5, 64: 1}, 100_000) for n in "ab"], "t", "c.yaml").notes
     assert any("very rare: ground 0.01%, class_64 0.00%" in note for note in rare)
 

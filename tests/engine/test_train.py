@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -341,7 +342,7 @@ def test_best_is_the_highest_score_not_the_last(make_config, tmp_path, monkeypat
 
 def test_a_label_file_of_other_clouds_is_refused(make_config, folder, tmp_path):
     from mink_decouple.data.folder import FolderDataset
-    from mink_decouple.engine.scenes import load_split, training_labels
+    from mink_decouple.engine.scenes import load_split, prepare, training_labels
 
     config = make_config()
     dataset = FolderDataset(folder)
@@ -357,6 +358,9 @@ def test_a_label_file_of_other_clouds_is_refused(make_config, folder, tmp_path):
     swapped.save(tmp_path / "swapped.npz")
     with pytest.raises(ValueError, match=r"swapped\.npz: scene [ab]: .*drawn from other data"):
         training_labels(make_config(labels={"budget": str(tmp_path / "swapped.npz")}), dataset, scenes)
+    bare = prepare(replace(dataset.load("c"), name="bare", labels=None), config)
+    more = training_labels(make_config(labels={"budget": str(tmp_path / "labels.npz")}), dataset, [*scenes, bare])
+    assert len(more.index["bare"]) == 0 and np.array_equal(more.index["a"], labels.index["a"])
 
 
 @pytest.mark.parametrize(
