@@ -183,10 +183,10 @@ def whole_numbers(column: np.ndarray, where: str) -> np.ndarray:
 def unnamed_columns(path: Path, count: int, given: Sequence[str] | None) -> tuple[str, ...]:
     """Names for `count` columns of bare numbers: `given`, or the default for that count."""
     if given is not None:
-        if len(given) < 3:
-            raise ValueError(f"{path}: columns {list(given)}: need three at least, x, y and z")
         if len(given) != count:
             raise ValueError(f"{path}: {count} columns, but {len(given)} names were given: {', '.join(given)}")
+        if len(given) < 3:
+            raise ValueError(f"{path}: columns {list(given)}: need three at least, x, y and z")
         if len(set(given)) < len(given):
             raise ValueError(f"{path}: columns repeat one name: {', '.join(given)}")
         return tuple(given)
