@@ -116,9 +116,10 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 def write_cloud(path: str | Path, cloud: PointCloud, like: str | Path | None = None) -> None:
     """Write a point cloud with world coordinates, replacing `path` in one step; missing folders are made.
 
-    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`), which is
-    removed for a cloud without; `.label` writes the labels alone. Colours have 8 bits (LAS 16, `.npz` float32), (N, k)
-    features become k columns (`.npz` and LAS keep them whole), `normal` nx ny nz.
+    KITTI `.bin` keeps x y z and remission only, with the labels in a second file (`io_kitti.label_path`); for a cloud
+    without, one beside `path` is removed, one in a folder `labels` stays. `.label` writes the labels alone. Colours
+    have 8 bits (LAS 16, `.npz` float32), (N, k) features become k columns (`.npz` and LAS keep them whole), `normal`
+    nx ny nz.
 
     Args:
         path: a file with one of `SUFFIXES`, or `.label`.

@@ -16,7 +16,7 @@ from mink_decouple.data.io_columns import cloud_from_columns, single, unnamed_co
 
 COLUMNS = ("x", "y", "z", "remission")
 LABELS, CONFIDENCE = ".label", ".confidence.npy"
-"""What follows the stem of a scan in the name of the confidences of its predicted labels."""
+"""What follows the stem of a scan in the names of its labels and of the confidences of predicted ones."""
 _MAX_FLOAT32_METRES = 2.0**14
 
 

@@ -102,6 +102,8 @@ def predict_files(
         matrix = _predict_file(network, source, target, columns)
         if matrix is not None:
             scored.append(matrix)
+            if len(pairs) > 1:
+                say(f"against the labels that the file has: mIoU {100 * matrix.miou:.1f}")
     if scored:
         total = ConfusionMatrix(len(network.classes))
         for matrix in scored:
@@ -166,8 +168,6 @@ def _predict_file(
     seconds, points = time.perf_counter() - started, int(counts.sum())
     share = sorted(zip(counts / points, classes.names), reverse=True)
     say(f"{target}: {points:,} points in {seconds:.0f} s; " + ", ".join(f"{n} {100 * s:.1f} %" for s, n in share if s))
-    if scores is not None:
-        say(f"against the labels that the file has: mIoU {100 * scores.miou:.1f}")
     return scores
 
 
